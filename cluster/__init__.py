@@ -1,0 +1,9 @@
+"""The control plane of Phalanx: spec, topology, coordinator, gateway, command line."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+# `ray job submit --working-dir .` ships this tree without installing it; the public package lives under proto/.
+if find_spec("phalanx") is None:
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "proto"))

@@ -1,0 +1,101 @@
+"""What goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are drawn. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch those filters off.
+
+    The draw at position p is a hash of (seed, p, token id), so the same seed gives the same tokens in every batch,
+    layout and epoch. `logprobs` is None for none, otherwise how many alternatives to report beside each token.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate. `key` is unique among the requests alive in an engine.
+
+    `token_ids` is the prompt followed by what was generated so far elsewhere (a resumed stream): the first
+    `prompt_len` are the prompt. The first output token has index `len(token_ids) - prompt_len`, and `max_tokens`
+    counts from the end of the prompt. Higher `priority` runs first.
+    """
+
+    key: int
+    token_ids: Sequence[int]
+    prompt_len: int
+    sampling: SamplingParams
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural-log probability of the token under the model's own distribution (before temperature and penalties),
+    and the most likely alternatives as (token id, logprob), best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """New tokens of one request. `finish_reason` is set on the last one, which may carry no tokens.
+
+    `cached_tokens` of the `prompt_tokens` were found in the prefix cache.
+    """
+
+    key: int
+    first_index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """What a router needs to know of a replica."""
+
+    running: int = 0
+    waiting: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    steps: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits of one replica's engine."""
+
+    max_running: int = 64
+    max_waiting: int = 1024
+    max_batch_tokens: int = 512
+    max_model_len: int = 8192
+    prefix_caching: bool = True
+    collective_timeout_s: float = 120.0
+    eos_token_ids: tuple[int, ...] = field(default=())
