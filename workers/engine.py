@@ -1,0 +1,205 @@
+"""Rank 0's loop: requests in, StepPlans out to all ranks, tokens back."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from partitioning.plan import Plan
+from workers.kv_cache import BlockManager
+from workers.parallel import ParallelContext
+from workers.request import EngineConfig, EngineLoad, Output, Request, TokenLogprob
+from workers.runner import Runner
+from workers.sampling import Sampled
+from workers.scheduler import Scheduler, Step
+from workers.step_plan import Kind, control_plan
+
+HEARTBEAT_S = 20.0  # an idle engine tells its ranks that it lives
+
+
+class EngineFull(RuntimeError):
+    """The waiting queue is at its bound."""
+
+
+class EngineStopped(RuntimeError):
+    """The engine's loop has ended."""
+
+
+class Engine:
+    """Generates tokens for many requests at once. `submit`, `cancel`, `load` and `stop` may be called from any thread;
+    `run` is the loop and has a thread of its own."""
+
+    def __init__(self, plan: Plan, config: EngineConfig, runner: Runner, context: ParallelContext) -> None:
+        self._config = config
+        self._pp = plan.pp
+        self._vocab_size = plan.model.vocab_size
+        self._runner = runner
+        self._context = context
+        self._blocks = BlockManager(plan.kv_blocks, plan.kv_block_size, config.prefix_caching)
+        self._scheduler = Scheduler(config, self._blocks, micro_batches=plan.pp)
+        self._in_flight: deque[tuple[Step, Sampled | None]] = deque()
+        self._wake = threading.Condition()
+        self._inbox: list[Request] = []
+        self._cancelled: list[int] = []
+        self._stopping = False
+        self._generated = 0
+        self._load = EngineLoad(free_blocks=self._blocks.free, total_blocks=self._blocks.num_blocks)
+        self._seconds = {"schedule": 0.0, "send": 0.0, "wait": 0.0, "commit": 0.0}
+
+    def submit(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            ValueError: it can never run: no tokens, too long for the model or for the KV cache.
+            EngineFull: the waiting queue is at `max_waiting`.
+            EngineStopped: the loop has ended.
+        """
+        self._check(request)
+        with self._wake:
+            if self._stopping:
+                raise EngineStopped("the engine has stopped")
+            if len(self._inbox) + self._load.waiting >= self._config.max_waiting:
+                raise EngineFull(f"{self._config.max_waiting} requests are waiting already; try again later")
+            self._inbox.append(request)
+            self._wake.notify()
+
+    def cancel(self, key: int) -> None:
+        """Ends a request within one step; unknown keys are ignored, as it may just have finished."""
+        with self._wake:
+            self._cancelled.append(key)
+            self._wake.notify()
+
+    def load(self) -> EngineLoad:
+        """As of the last step."""
+        return self._load
+
+    def timings(self) -> dict[str, float]:
+        """Seconds spent so far by part of a step; "batch", "forward" and "sample" are rank 0's own share."""
+        return {**self._seconds, **self._runner.seconds}
+
+    def stop(self) -> None:
+        """Ends `run` after the steps in flight; requests not finished by then are dropped."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    def run(self, on_outputs: Callable[[list[Output]], None]) -> None:
+        """Runs steps until `stop`, calling `on_outputs` with the news of each.
+
+        Raises:
+            CollectiveStalled: a rank is gone; the replica has to be built anew.
+        """
+        try:
+            while self._await_work():
+                outputs = self._take_inbox()
+                while len(self._in_flight) < self._pp and self._launch():
+                    pass
+                if self._in_flight:
+                    outputs += self._finish_oldest()
+                self._publish_load()
+                if outputs:
+                    on_outputs(outputs)
+            while self._in_flight:
+                self._finish_oldest()
+            self._context.send_plan(control_plan(Kind.STOP, self._scheduler.steps).pack())
+        finally:
+            self.stop()
+
+    def _check(self, request: Request) -> None:
+        tokens, config = len(request.token_ids), self._config
+        if not 0 < request.prompt_len <= tokens:
+            raise ValueError(f"a request needs a prompt of at least one token, got {request.prompt_len} of {tokens}")
+        if tokens >= config.max_model_len:
+            raise ValueError(
+                f"{tokens} tokens leave no room to generate: the longest sequence is {config.max_model_len} tokens"
+            )
+        longest = min(request.prompt_len + request.sampling.max_tokens, config.max_model_len)
+        if self._blocks.blocks_for(longest) > self._blocks.num_blocks:
+            raise ValueError(
+                f"{longest} tokens do not fit the KV cache of {self._blocks.num_blocks * self._blocks.block_size} tokens; "
+                "ask for fewer max_tokens or serve with a larger kv_cache_tokens"
+            )
+
+    def _await_work(self) -> bool:
+        """False when it is time to stop."""
+        with self._wake:
+            while not (
+                self._stopping or self._inbox or self._cancelled or self._in_flight or self._scheduler_has_work()
+            ):
+                if not self._wake.wait(HEARTBEAT_S):
+                    self._context.send_plan(control_plan(Kind.IDLE, self._scheduler.steps).pack())
+            return not self._stopping
+
+    def _scheduler_has_work(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def _take_inbox(self) -> list[Output]:
+        if not (self._inbox or self._cancelled):
+            return []
+        with self._wake:
+            requests, self._inbox = self._inbox, []
+            cancelled, self._cancelled = self._cancelled, []
+        for request in requests:
+            self._scheduler.add(request)
+        return [output for key in cancelled if (output := self._scheduler.cancel(key)) is not None]
+
+    def _launch(self) -> bool:
+        started = perf_counter()
+        step = self._scheduler.schedule()
+        scheduled = perf_counter()
+        self._seconds["schedule"] += scheduled - started
+        if step is None:
+            return False
+        self._context.send_plan(step.plan.pack())
+        self._seconds["send"] += perf_counter() - scheduled
+        self._in_flight.append((step, self._runner.run(step.plan)))
+        return True
+
+    def _finish_oldest(self) -> list[Output]:
+        step, sampled = self._in_flight.popleft()
+        started = perf_counter()
+        reporting = [s.request.sampling.logprobs for s in step.sampled if s.request.sampling.logprobs is not None]
+        if sampled is None:
+            sampled = self._receive(len(step.sampled), len(reporting), max(reporting, default=0))
+        received = perf_counter()
+        logprobs = iter(_token_logprobs(sampled.logprobs, reporting))
+        outputs = self._scheduler.commit(
+            step,
+            sampled.tokens.tolist(),
+            [None if s.request.sampling.logprobs is None else next(logprobs) for s in step.sampled],
+        )
+        self._generated += len(step.sampled)
+        self._seconds["wait"] += received - started
+        self._seconds["commit"] += perf_counter() - received
+        return outputs
+
+    def _receive(self, samples: int, reporting: int, alternatives: int) -> Sampled:
+        if not samples:
+            return Sampled(torch.empty(0, dtype=torch.int64), torch.empty(0, 1))
+        width = 1 + 2 * alternatives
+        result = self._context.receive_result(samples + reporting * width)
+        return Sampled(result[:samples].long(), result[samples:].view(reporting, width))
+
+    def _publish_load(self) -> None:
+        self._load = EngineLoad(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            free_blocks=self._blocks.free,
+            total_blocks=self._blocks.num_blocks,
+            steps=self._scheduler.steps,
+            generated_tokens=self._generated,
+        )
+
+
+def _token_logprobs(table: Tensor, wanted: list[int]) -> list[TokenLogprob]:
+    """table [rows, 1 + 2 * n] as in `Sampled`, `wanted[i]` <= n alternatives of row i."""
+    n = (table.shape[1] - 1) // 2
+    return [
+        TokenLogprob(row[0], tuple((int(row[1 + n + i]), row[1 + i]) for i in range(count)))
+        for row, count in zip(table.tolist(), wanted, strict=True)
+    ]

@@ -1,0 +1,35 @@
+"""This rank's part of the decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from workers.model.batch import Batch
+from workers.model.layers import Block, Embedding, Linear, Norm
+from workers.model.rope import RotaryTable
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The layers of one stage; `embedding` on the first stage only, `norm` and `head` on the last only."""
+
+    rotary: RotaryTable
+    blocks: tuple[Block, ...]
+    embedding: Embedding | None
+    norm: Norm | None
+    head: Linear | None
+
+    def hidden(self, x: Tensor, batch: Batch) -> Tensor:
+        """x [tokens, hidden] through this stage's layers."""
+        rotary = self.rotary.at(batch.positions)
+        for block in self.blocks:
+            x = block(x, rotary, batch)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x [samples, hidden] → [samples, this rank's vocabulary rows], float32."""
+        assert self.norm is not None
+        assert self.head is not None
+        return self.head(self.norm(x)).float()

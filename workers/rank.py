@@ -1,0 +1,84 @@
+"""One rank of a replica, from rendezvous to shutdown. What places it (Ray, a subprocess, a test) does not matter."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+import torch.distributed as dist
+
+from partitioning.checkpoint import open_checkpoint
+from partitioning.plan import Plan
+from workers.engine import Engine
+from workers.parallel import ParallelContext, join_store, open_store
+from workers.request import EngineConfig
+from workers.runner import Runner
+from workers.step_plan import Kind, StepPlan
+
+
+class Rank:
+    """Call `open_store` (rank 0 only), `join`, `load`, then run `engine` (rank 0) or `follow` (the others), `close`."""
+
+    def __init__(self, plan: Plan, rank: int, config: EngineConfig) -> None:
+        self._plan, self._rank, self._config = plan, rank, config
+        mine = plan.ranks[rank]
+        self._device = torch.device(mine.device)
+        torch.set_num_threads(mine.threads)
+        self._store: dist.TCPStore | None = None
+        self._context: ParallelContext | None = None
+        self._runner: Runner | None = None
+        self._engine: Engine | None = None
+
+    def open_store(self, host: str) -> int:
+        """Rank 0: opens the rendezvous store on `host` and returns its port."""
+        self._store = open_store(host, self._config.collective_timeout_s)
+        return int(self._store.port)
+
+    def join(self, host: str, port: int, epoch_key: str, address: str | None = None) -> None:
+        """Meets the other ranks; returns when all have come. `address` is this rank's own, if not `host`."""
+        timeout = self._config.collective_timeout_s
+        if self._store is None:
+            self._store = join_store(host, port, timeout)
+        self._context = ParallelContext(
+            self._plan, self._rank, self._store, epoch_key, address or host, self._device, timeout
+        )
+
+    def load(self) -> int:
+        """Reads this rank's slices; returns the bytes read from the checkpoint."""
+        assert self._context is not None, "join first"
+        checkpoint = open_checkpoint(self._plan.model_path)
+        try:
+            self._runner = Runner(self._plan, self._rank, self._config, checkpoint, self._context, self._device)
+            return checkpoint.bytes_read
+        finally:
+            checkpoint.close()
+
+    @property
+    def engine(self) -> Engine:
+        """Rank 0's engine."""
+        if self._engine is None:
+            assert self._rank == 0 and self._runner is not None and self._context is not None, "load first"
+            self._engine = Engine(self._plan, self._config, self._runner, self._context)
+        return self._engine
+
+    def follow(self) -> None:
+        """Other ranks: runs rank 0's StepPlans until it stops.
+
+        Raises:
+            CollectiveStalled: another rank is gone.
+        """
+        assert self._rank > 0 and self._runner is not None and self._context is not None, "load first"
+        reports = self._plan.pp > 1 and self._rank == (self._plan.pp - 1) * self._plan.tp
+        while (plan := StepPlan.unpack(self._context.receive_plan())).kind is not Kind.STOP:
+            if plan.kind is Kind.IDLE:
+                continue
+            sampled = self._runner.run(plan)
+            if reports and sampled is not None and len(sampled.tokens):
+                self._context.send_result(torch.cat([sampled.tokens.float(), sampled.logprobs.reshape(-1)]))
+
+    def close(self) -> None:
+        """Lets go of memory and connections."""
+        if self._context is not None:
+            self._context.close()
+        self._engine = self._runner = self._context = self._store = None
+        gc.collect()

@@ -1,0 +1,87 @@
+"""What the sampler remembers of every running sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from partitioning.plan import Span
+from workers.step_plan import ADMISSION, StepPlan
+
+
+class SamplingState:
+    """Sampling parameters by slot, and, once a sequence asks for penalties, token counts by slot and shard column."""
+
+    def __init__(self, max_running: int, vocab: Span, device: torch.device) -> None:
+        self.parameters = np.zeros(max_running, dtype=ADMISSION)
+        self._vocab = vocab
+        self._device = device
+        self._generated: Tensor | None = None  # [max_running, shard] int32
+        self._seen: Tensor | None = None  # [max_running, shard] bool: in the prompt or generated
+
+    def apply(self, plan: StepPlan) -> None:
+        """Takes in admissions, and counts the tokens of sequences with penalties."""
+        self.parameters[plan.admissions["slot"]] = plan.admissions
+        fresh = plan.admissions["slot"][penalised(plan.admissions)]
+        if len(fresh):
+            if self._generated is None:
+                shape = (len(self.parameters), len(self._vocab))
+                self._generated = torch.zeros(shape, dtype=torch.int32, device=self._device)
+                self._seen = torch.zeros(shape, dtype=torch.bool, device=self._device)
+            assert self._seen is not None
+            rows = torch.from_numpy(fresh).long()
+            self._generated[rows] = 0
+            self._seen[rows] = False
+        if self._generated is None:
+            return
+        slots, starts, counts, _ = plan.rows.T
+        for i in np.flatnonzero(penalised(self.parameters[slots])):
+            first = int(counts[:i].sum())
+            tokens = plan.tokens[first : first + counts[i]]
+            self._count(int(slots[i]), int(starts[i]), tokens)
+
+    def _count(self, slot: int, start: int, tokens: npt.NDArray[np.int32]) -> None:
+        assert self._generated is not None
+        assert self._seen is not None
+        mine = (tokens >= self._vocab.start) & (tokens < self._vocab.stop)
+        columns = torch.from_numpy(tokens[mine] - self._vocab.start).long().to(self._device)
+        self._seen[slot, columns] = True
+        generated = start + np.flatnonzero(mine) >= self.parameters[slot]["prompt_len"]
+        columns = columns[torch.from_numpy(generated).to(self._device)]
+        self._generated[slot].index_add_(0, columns, torch.ones_like(columns, dtype=torch.int32))
+
+    def penalise(self, logits: Tensor, slots: npt.NDArray[np.int64]) -> None:
+        """Changes the logits [rows, shard] of sequences that ask for it, in place.
+
+        Repetition (Keskar et al., "CTRL", 2019) covers prompt and generated tokens; presence and frequency cover
+        generated ones.
+        """
+        parameters = self.parameters[slots]
+        affected = np.flatnonzero(penalised(parameters))
+        if not len(affected):
+            return
+        assert self._generated is not None
+        assert self._seen is not None
+
+        def column(name: str) -> Tensor:
+            return torch.from_numpy(parameters[name][affected].copy()).to(self._device).unsqueeze(1)
+
+        rows = torch.from_numpy(affected).to(self._device)
+        where = torch.from_numpy(slots[affected]).to(self._device)
+        x = logits[rows]
+        repetition = column("repetition_penalty")
+        x = torch.where(self._seen[where], torch.where(x > 0, x / repetition, x * repetition), x)
+        counts = self._generated[where]
+        x -= column("frequency_penalty") * counts
+        x -= column("presence_penalty") * (counts > 0)
+        logits[rows] = x
+
+
+def penalised(parameters: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    return (
+        (parameters["presence_penalty"] != 0)
+        | (parameters["frequency_penalty"] != 0)
+        | (parameters["repetition_penalty"] != 1)
+    )

@@ -1,0 +1,135 @@
+"""A StepPlan: what every rank does in one step, as one flat vector of 32-bit words.
+
+Ranks keep per-sequence state (sampling parameters, block tables, token counts), so a plan only carries deltas.
+Floats travel as their bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.request import SamplingParams
+
+Ints = npt.NDArray[np.int32]
+
+_MAGIC = 0x5048_0001  # "PH", format 1
+_HEADER = 8
+
+
+class Kind(IntEnum):
+    RUN = 1
+    IDLE = 2  # a sign of life from rank 0
+    STOP = 3
+
+
+# One admission: the sequence's slot, where its prompt ends, and its sampling parameters.
+ADMISSION = np.dtype(
+    [
+        ("slot", "<i4"),
+        ("prompt_len", "<i4"),
+        ("seed_low", "<i4"),
+        ("seed_high", "<i4"),
+        ("temperature", "<f4"),
+        ("top_k", "<i4"),
+        ("top_p", "<f4"),
+        ("min_p", "<f4"),
+        ("presence_penalty", "<f4"),
+        ("frequency_penalty", "<f4"),
+        ("repetition_penalty", "<f4"),
+        ("logprobs", "<i4"),  # alternatives to report; -1 for no logprobs at all
+    ]
+)
+_ADMISSION_WORDS = ADMISSION.itemsize // 4
+
+
+def admission(slot: int, prompt_len: int, sampling: SamplingParams) -> tuple[float, ...]:
+    """One row for an ADMISSION array."""
+    seed = sampling.seed & 0xFFFF_FFFF_FFFF_FFFF
+    low, high = (int(word) for word in np.array([seed], dtype=np.uint64).view(np.int32))
+    return (
+        slot,
+        prompt_len,
+        low,
+        high,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        sampling.repetition_penalty,
+        -1 if sampling.logprobs is None else sampling.logprobs,
+    )
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """`rows` has one row a sequence in the batch, `tokens` their tokens, one sequence after the other.
+
+    rows [sequences, 4]: slot, position of the first token, number of tokens, 1 if a token is sampled after the last.
+    block_updates [updates, 3]: slot, index in the sequence's block table, KV block.
+    """
+
+    kind: Kind
+    step: int
+    admissions: npt.NDArray[np.void]
+    rows: Ints
+    block_updates: Ints
+    tokens: Ints
+
+    def pack(self) -> Ints:
+        header = np.array(
+            [
+                _MAGIC,
+                self.kind,
+                self.step,
+                len(self.admissions),
+                len(self.rows),
+                len(self.block_updates),
+                len(self.tokens),
+                0,
+            ],
+            dtype=np.int32,
+        )
+        return np.concatenate(
+            [
+                header,
+                self.admissions.view(np.int32),
+                self.rows.reshape(-1),
+                self.block_updates.reshape(-1),
+                self.tokens,
+            ]
+        )
+
+    @staticmethod
+    def unpack(words: Ints) -> StepPlan:
+        """Views into `words`.
+
+        Raises:
+            ValueError: not a plan, or not of this format.
+        """
+        magic, kind, step, admissions, rows, updates, tokens, _ = (int(word) for word in words[:_HEADER])
+        ends = np.cumsum([_HEADER, admissions * _ADMISSION_WORDS, rows * 4, updates * 3, tokens])
+        if magic != _MAGIC or len(words) != ends[-1]:
+            raise ValueError(
+                f"not a step plan of this version: magic {magic:#x}, {len(words)} words "
+                "(do all ranks run the same release of Phalanx?)"
+            )
+        return StepPlan(
+            kind=Kind(kind),
+            step=step,
+            admissions=words[ends[0] : ends[1]].view(ADMISSION),
+            rows=words[ends[1] : ends[2]].reshape(-1, 4),
+            block_updates=words[ends[2] : ends[3]].reshape(-1, 3),
+            tokens=words[ends[3] : ends[4]],
+        )
+
+
+def control_plan(kind: Kind, step: int) -> StepPlan:
+    """A plan without work."""
+    empty = np.empty(0, dtype=np.int32)
+    return StepPlan(kind, step, np.empty(0, dtype=ADMISSION), empty.reshape(0, 4), empty.reshape(0, 3), empty)
