@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from partitioning.model_spec import DType, ModelSpec
 
 
+class PlanError(ValueError):
+    """A plan that cannot be made, or one that does not hold together. The message names the cause and the remedy."""
+
+
 @dataclass(frozen=True)
 class Span:
     """A half-open range [start, stop) of layers, heads, columns or rows."""
@@ -30,6 +34,9 @@ class RankPlan:
     (`len(heads) == len(kv_heads) * group_size`), or part of one group (`len(kv_heads) == 1`), or no head at all.
     `mlp` are columns of gate/up (rows of down); `vocab` are rows of the embedding (first stage) and of the LM head
     (last stage), empty on ranks of a middle stage.
+
+    `decode_seconds` and `prefill_seconds` are this rank's predicted share of one decode step (batch 1) and of a
+    prefill of `Prediction.prefill_tokens` tokens, communication included.
     """
 
     rank: int
@@ -44,6 +51,8 @@ class RankPlan:
     mlp: Span
     vocab: Span
     weight_bytes: int
+    decode_seconds: float = 0.0
+    prefill_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

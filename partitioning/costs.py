@@ -1,0 +1,151 @@
+"""What a slice costs: bytes of memory, seconds of compute, seconds of communication.
+
+Compute follows the roofline model (Williams, Waterman, Patterson, "Roofline", CACM 2009): a piece of work takes the
+longer of its bytes over the memory bandwidth and its operations over the arithmetic peak, each at the fraction of the
+data sheet's figure that real kernels reach, plus a fixed time per layer for starting kernels. Collectives follow
+Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in MPICH" (2005): an all-reduce
+of m bytes over n ranks takes 2·log2(n) latencies and 2·(n-1)/n · m / bandwidth.
+
+The figures rank layouts; they are not a promise of speed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, log2
+
+from partitioning.model_spec import DTYPE_BYTES, DType, ModelSpec
+from partitioning.topology import DeviceKind, DeviceSpec, Link
+
+# The share of the data sheet's figures that good kernels reach.
+_BANDWIDTH_SHARE = 0.7
+_FLOPS_SHARE = 0.5
+# Starting the dozen kernels of a layer: one CUDA graph replay, or calls into a CPU library.
+_LAYER_START: dict[DeviceKind, float] = {"cuda": 10e-6, "cpu": 50e-6}
+# What a process holds before the first weight: the CUDA context, NCCL and captured graphs; the interpreter and torch.
+_PROCESS_BYTES: dict[DeviceKind, int] = {"cuda": 2 << 30, "cpu": 256 << 20}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part of the model that one rank holds, apart from where it runs.
+
+    `embeds` and `samples` say that the rank's stage holds the embedding, and the final norm with the LM head.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    vocab: int
+    embeds: bool
+    samples: bool
+
+
+@dataclass(frozen=True)
+class Load:
+    """The work of one step: `tokens` computed, of which `sampled` get a next token, for `sequences` sequences that
+    each hold `context` tokens."""
+
+    tokens: int
+    sampled: int
+    sequences: int
+    context: int
+
+
+def layer_parameters(model: ModelSpec, part: Slice) -> int:
+    """Parameters of one layer of a slice; the norms are whole on every rank."""
+    hidden, dim = model.hidden_size, model.head_dim
+    attention = hidden * dim * (2 * part.heads + 2 * part.kv_heads)
+    if model.qkv_bias:
+        attention += dim * (part.heads + 2 * part.kv_heads)
+    norms = 2 * hidden + (2 * dim if model.qk_norm else 0)
+    return attention + 3 * hidden * part.mlp + norms
+
+
+def weight_bytes(model: ModelSpec, dtype: DType, part: Slice) -> int:
+    """Bytes of all weights of a slice; a tied embedding and head on the same rank count once."""
+    parameters = part.layers * layer_parameters(model, part)
+    tables = part.embeds + part.samples
+    if part.embeds and part.samples and model.tied_head:
+        tables = 1
+    parameters += tables * part.vocab * model.hidden_size
+    if part.samples:
+        parameters += model.hidden_size
+    return parameters * DTYPE_BYTES[dtype]
+
+
+def kv_token_bytes(model: ModelSpec, dtype: DType, part: Slice) -> int:
+    """Bytes of KV cache that one token takes on a rank."""
+    return 2 * part.layers * part.kv_heads * model.head_dim * DTYPE_BYTES[dtype]
+
+
+def reserve_bytes(model: ModelSpec, dtype: DType, part: Slice, kind: DeviceKind, max_batch_tokens: int) -> int:
+    """Bytes kept for what is neither weight nor KV cache.
+
+    The process itself, and for every token of the largest batch: the residual stream and its normed copy, the
+    projections of one layer, the MLP's three intermediate tensors, and float32 logits of the vocabulary shard.
+    """
+    activations = 4 * model.hidden_size + 2 * (part.heads + part.kv_heads) * model.head_dim + 3 * part.mlp
+    logits = 4 * part.vocab if part.samples else 0
+    return _PROCESS_BYTES[kind] + max_batch_tokens * (activations * DTYPE_BYTES[dtype] + logits)
+
+
+def compute_seconds(model: ModelSpec, dtype: DType, part: Slice, device: DeviceSpec, load: Load) -> float:
+    """Seconds one rank computes in a step, communication apart."""
+    layers = part.layers * layer_seconds(model, dtype, part, device, load)
+    return layers + ends_seconds(model, dtype, part, device, load)
+
+
+def layer_seconds(model: ModelSpec, dtype: DType, part: Slice, device: DeviceSpec, load: Load) -> float:
+    """Seconds of one layer. Its bytes are the weights and the KV cache of all sequences, read once; its operations
+    two for every weight and token, and four for every query head's element and attended token (two products)."""
+    size = DTYPE_BYTES[dtype]
+    parameters = layer_parameters(model, part)
+    kv_bytes = 2 * part.kv_heads * model.head_dim * size * load.sequences * load.context
+    attention = 4 * part.heads * model.head_dim * load.context * load.tokens
+    seconds = _roofline(device, size, parameters * size + kv_bytes, 2 * parameters * load.tokens + attention)
+    return seconds + _LAYER_START[device.kind]
+
+
+def ends_seconds(model: ModelSpec, dtype: DType, part: Slice, device: DeviceSpec, load: Load) -> float:
+    """Seconds of what a stage does besides its layers: looking up embeddings, and the LM head."""
+    size = DTYPE_BYTES[dtype]
+    seconds = 0.0
+    if part.embeds:
+        seconds += _roofline(device, size, load.tokens * model.hidden_size * size, 0)
+    if part.samples and load.sampled:
+        head = part.vocab * model.hidden_size
+        seconds += _roofline(device, size, head * size, 2 * head * load.sampled)
+    return seconds
+
+
+def _roofline(device: DeviceSpec, size: int, bytes_read: float, operations: float) -> float:
+    # The peak is that of 16-bit floats; float32 halves it.
+    peak = device.flops * _FLOPS_SHARE * 2 / size
+    return max(bytes_read / (device.memory_bandwidth * _BANDWIDTH_SHARE), operations / peak)
+
+
+def all_reduce_seconds(ranks: int, size_bytes: float, link: Link) -> float:
+    if ranks == 1:
+        return 0.0
+    return 2 * ceil(log2(ranks)) * link.latency + 2 * (ranks - 1) / ranks * size_bytes / link.bandwidth
+
+
+def stage_communication_seconds(
+    model: ModelSpec, dtype: DType, layers: int, ranks: int, link: Link, load: Load, *, embeds: bool, samples: bool
+) -> float:
+    """Seconds a stage's ranks spend in collectives in one step: two all-reduces a layer (after attention and MLP), one
+    for the sharded embedding, and an all-gather of candidates for sampling, too small for its bytes to count."""
+    if ranks == 1:
+        return 0.0
+    hidden = load.tokens * model.hidden_size * DTYPE_BYTES[dtype]
+    seconds = (2 * layers + embeds) * all_reduce_seconds(ranks, hidden, link)
+    if samples and load.sampled:
+        seconds += ceil(log2(ranks)) * link.latency
+    return seconds
+
+
+def handover_seconds(model: ModelSpec, dtype: DType, link: Link, load: Load) -> float:
+    """Seconds for the hidden states of a step to reach the next stage."""
+    return link.latency + load.tokens * model.hidden_size * DTYPE_BYTES[dtype] / link.bandwidth

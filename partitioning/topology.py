@@ -1,0 +1,116 @@
+"""The machines a plan is made for: nodes, their devices, and the links between them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+DeviceKind = Literal["cpu", "cuda"]
+
+# One modern server core (Zen 4 or Sapphire Rapids, AVX-512 bf16): what it reads from memory and what a bf16 GEMM
+# reaches on it, both measured on a two-core virtual machine; a socket's memory is saturated by about eight cores.
+_CORE_BANDWIDTH = 25e9
+_CORE_FLOPS = 200e9
+_HOST_BANDWIDTH = 200e9
+
+
+@dataclass(frozen=True)
+class Link:
+    """How ranks reach each other: bytes a second in one direction for one rank, and seconds for an empty message."""
+
+    bandwidth: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """What one rank runs on: a GPU, or a share of a host's cores and memory.
+
+    `memory_bandwidth` is in bytes a second, `flops` are dense bf16 operations a second, `threads` the CPU threads
+    that a rank on it may use.
+    """
+
+    kind: DeviceKind
+    name: str
+    memory_bytes: int
+    memory_bandwidth: float
+    flops: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One machine: its devices, and the link between them."""
+
+    name: str
+    devices: tuple[DeviceSpec, ...]
+    link: Link
+
+
+@dataclass(frozen=True)
+class Topology:
+    """All machines, and the network between them (as seen by one rank)."""
+
+    nodes: tuple[NodeSpec, ...]
+    network: Link
+
+    @property
+    def device_count(self) -> int:
+        return sum(len(node.devices) for node in self.nodes)
+
+    def node(self, name: str) -> NodeSpec:
+        return next(node for node in self.nodes if node.name == name)
+
+
+# Through memory shared by the processes of one host: a copy in and a copy out, and a spin on a flag.
+SHARED_MEMORY = Link(bandwidth=5e9, latency=5e-6)
+# 10 gigabit Ethernet over TCP, the usual link between CPU hosts.
+ETHERNET = Link(bandwidth=1.25e9, latency=100e-6)
+
+
+def usable_cores() -> int:
+    """CPU cores this process may run on: its affinity, or the container's quota where that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    quota = _cgroup_words("cpu.max")
+    if len(quota) == 2 and quota[0] != "max":
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
+
+
+def usable_memory() -> int:
+    """Bytes of host memory that are free to use, within the container's limit."""
+    available = psutil.virtual_memory().available
+    limit, used = _cgroup_words("memory.max"), _cgroup_words("memory.current")
+    if limit and used and limit[0] != "max":
+        available = min(available, int(limit[0]) - int(used[0]))
+    return max(0, available)
+
+
+def _cgroup_words(name: str) -> list[str]:
+    """The words of one control file of this container (cgroup v2); none where there is no such file."""
+    path = Path("/sys/fs/cgroup") / name
+    return path.read_text().split() if path.is_file() else []
+
+
+def cpu_node(name: str, ranks: int, cores: int, memory_bytes: int) -> NodeSpec:
+    """A CPU host whose cores and memory are shared evenly by `ranks` ranks (which may outnumber the cores)."""
+    if ranks < 1:
+        raise ValueError(f"a node needs at least one rank, got {ranks}")
+    device = DeviceSpec(
+        kind="cpu",
+        name="CPU",
+        memory_bytes=memory_bytes // ranks,
+        memory_bandwidth=min(cores * _CORE_BANDWIDTH, _HOST_BANDWIDTH) / ranks,
+        flops=cores * _CORE_FLOPS / ranks,
+        threads=max(1, cores // ranks),
+    )
+    return NodeSpec(name, (device,) * ranks, SHARED_MEMORY)
+
+
+def local_topology(ranks: int) -> Topology:
+    """This machine's CPU, shared by `ranks` ranks."""
+    return Topology((cpu_node("localhost", ranks, usable_cores(), usable_memory()),), ETHERNET)
