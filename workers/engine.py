@@ -121,8 +121,8 @@ class Engine:
         longest = min(request.prompt_len + request.sampling.max_tokens, config.max_model_len)
         if self._blocks.blocks_for(longest) > self._blocks.num_blocks:
             raise ValueError(
-                f"{longest} tokens do not fit the KV cache of {self._blocks.num_blocks * self._blocks.block_size} tokens; "
-                "ask for fewer max_tokens or serve with a larger kv_cache_tokens"
+                f"{longest} tokens do not fit the KV cache of {self._blocks.num_blocks} blocks "
+                f"of {self._blocks.block_size} tokens; ask for fewer max_tokens or serve with a larger kv_cache_tokens"
             )
 
     def _await_work(self) -> bool:
@@ -135,8 +135,9 @@ class Engine:
                     self._context.send_plan(control_plan(Kind.IDLE, self._scheduler.steps).pack())
             return not self._stopping
 
-    def _scheduler_has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
+    def _has_work(self) -> bool:
+        scheduler = self._scheduler
+        return bool(self._inbox or self._cancelled or self._in_flight or scheduler.running or scheduler.waiting)
 
     def _take_inbox(self) -> list[Output]:
         if not (self._inbox or self._cancelled):

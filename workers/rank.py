@@ -57,7 +57,9 @@ class Rank:
     def engine(self) -> Engine:
         """Rank 0's engine."""
         if self._engine is None:
-            assert self._rank == 0 and self._runner is not None and self._context is not None, "load first"
+            assert self._rank == 0
+            assert self._runner is not None
+            assert self._context is not None
             self._engine = Engine(self._plan, self._config, self._runner, self._context)
         return self._engine
 
@@ -67,7 +69,9 @@ class Rank:
         Raises:
             CollectiveStalled: another rank is gone.
         """
-        assert self._rank > 0 and self._runner is not None and self._context is not None, "load first"
+        assert self._rank > 0
+        assert self._runner is not None
+        assert self._context is not None
         reports = self._plan.pp > 1 and self._rank == (self._plan.pp - 1) * self._plan.tp
         while (plan := StepPlan.unpack(self._context.receive_plan())).kind is not Kind.STOP:
             if plan.kind is Kind.IDLE:

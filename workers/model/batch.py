@@ -130,17 +130,14 @@ class BatchBuilder:
     def _chunk(self, start: int, stop: int, position: int, table: Tensor) -> Chunk:
         context = position + stop - start
         behind = torch.arange(position, context)[:, None] - torch.arange(context)
-        plain = position == 0
         return Chunk(
             start=start,
             stop=stop,
             position=position,
             blocks=table[: -(-context // self._block_size)].to(self._device),
             masks={
-                window: None
-                if plain and (not window or context <= window)
-                else _allowed(behind, window).to(self._device)
-                for window in self._windows
+                w: None if position == 0 and (not w or context <= w) else _allowed(behind, w).to(self._device)
+                for w in self._windows
             },
         )
 
