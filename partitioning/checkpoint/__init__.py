@@ -1,0 +1,44 @@
+"""Readers of model files that touch only the bytes a rank holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from partitioning.checkpoint.base import Checkpoint, CheckpointError
+from partitioning.checkpoint.safetensors_folder import INDEX_NAME, SINGLE_NAME, SafetensorsFolder
+
+__all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]
+
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder, or the GGUF file of a model, without reading its weights.
+
+    What the model needs is checked here against what the files hold, so that later reads of its tensors succeed.
+    Raises CheckpointError naming the file, the cause and the remedy.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; name a Hugging Face folder or a GGUF file")
+    if path.suffix in _PICKLE_SUFFIXES:
+        raise _pickle_refused(path)
+    raise CheckpointError(f"{path} is not a checkpoint; name a Hugging Face folder (config.json and *.safetensors)")
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    if (folder / INDEX_NAME).exists() or (folder / SINGLE_NAME).exists():
+        return SafetensorsFolder(folder)
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        raise _pickle_refused(pickles[0])
+    raise CheckpointError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}")
+
+
+def _pickle_refused(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is a pickle, which can run any code when it is opened; convert it to safetensors "
+        "(save_pretrained of transformers writes that format)"
+    )

@@ -1,0 +1,76 @@
+"""What every checkpoint format offers: the model's description, and slices of its tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from partitioning.model_spec import ModelSpec
+from partitioning.plan import Span
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or not supported. The message names the file, the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: `type` is the format's own type name, [begin, end) are byte offsets in `file`."""
+
+    file: str
+    type: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Checkpoint(ABC):
+    """An open checkpoint. Opening reads descriptions only; weights are read slice by slice.
+
+    `bytes_read` counts the bytes of weights that the slices asked for so far occupy in the files.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.bytes_read = 0
+
+    @abstractmethod
+    def read(self, name: str, rows: Span | None = None, cols: Span | None = None) -> torch.Tensor:
+        """Return [rows, cols] of a tensor (or [rows] of a vector) as a new contiguous tensor on the CPU.
+
+        `name` is Hugging Face's, whatever the format; rows and columns count as in Hugging Face's layout, and None
+        means all of them. The type is the file's own float type, or float32 where the file holds quantised blocks.
+        Raises CheckpointError for a name that the checkpoint lacks or a span outside the tensor.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files. Tensors already read stay valid."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def slice_bounds(name: str, shape: tuple[int, ...], rows: Span | None, cols: Span | None) -> tuple[Span, Span | None]:
+    """The rows and columns that a read means; columns are None for a vector.
+
+    Raises CheckpointError when they reach outside `shape`, or ask for columns of a vector.
+    """
+    rows = Span(0, shape[0]) if rows is None else rows
+    if len(shape) == 1:
+        if cols is not None:
+            raise CheckpointError(f"{name} is a vector of {shape[0]} values; it has no columns to slice")
+    elif cols is None:
+        cols = Span(0, shape[1])
+    if rows.stop > shape[0] or (cols is not None and cols.stop > shape[1]):
+        raise CheckpointError(f"slice rows {rows}, columns {cols} reaches outside {name}, whose shape is {shape}")
+    return rows, cols
