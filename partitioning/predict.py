@@ -7,8 +7,9 @@ from dataclasses import replace
 from math import ceil
 
 from partitioning.costs import Load, compute_seconds, handover_seconds, stage_communication_seconds
-from partitioning.layout import DECODE, NEW_TOKENS, PROMPT_TOKENS, PlanSettings, StageLayout
+from partitioning.layout import StageLayout
 from partitioning.model_spec import ModelSpec
+from partitioning.settings import DECODE, NEW_TOKENS, PROMPT_TOKENS, PlanSettings
 
 
 def rank_seconds(model: ModelSpec, settings: PlanSettings, stage: StageLayout, load: Load) -> list[float]:

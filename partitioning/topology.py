@@ -62,6 +62,24 @@ class Topology:
     def device_count(self) -> int:
         return sum(len(node.devices) for node in self.nodes)
 
+    def shared_by(self, ranks: int) -> Topology:
+        """The same hosts with their cores and memory dealt anew, for `ranks` ranks in all. GPUs stay what they are."""
+        if any(device.kind != "cpu" for node in self.nodes for device in node.devices):
+            return self
+        each = -(-ranks // len(self.nodes))
+        return Topology(
+            tuple(
+                cpu_node(
+                    node.name,
+                    each,
+                    cores=round(sum(device.flops for device in node.devices) / _CORE_FLOPS),
+                    memory_bytes=sum(device.memory_bytes for device in node.devices),
+                )
+                for node in self.nodes
+            ),
+            self.network,
+        )
+
     def node(self, name: str) -> NodeSpec:
         return next(node for node in self.nodes if node.name == name)
 

@@ -1,0 +1,85 @@
+"""Does a cut fit the devices' memory, and how much KV cache is left room for?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+from partitioning.costs import Slice, kv_token_bytes, reserve_bytes, weight_bytes
+from partitioning.layout import RankLayout, StageLayout
+from partitioning.model_spec import ModelSpec
+from partitioning.plan import PlanError
+from partitioning.settings import PlanSettings
+from partitioning.topology import DeviceSpec
+
+# A host's memory has other users, so on CPU the cache stops at this many sequences of the greatest length, or this
+# many tokens, unless more is asked for.
+_CPU_CACHE_SEQUENCES = 8
+_CPU_CACHE_TOKENS = 65536
+
+
+class MemoryShortError(PlanError):
+    """A rank's slice does not fit its device. `shortfall` says which, and by how much."""
+
+    def __init__(self, shortfall: str) -> None:
+        super().__init__(
+            f"{shortfall}. Raise tp or pp, lower max_model_len, max_batch_tokens or kv_cache_tokens, "
+            "or use a smaller dtype"
+        )
+        self.shortfall = shortfall
+
+
+def room_bytes(model: ModelSpec, settings: PlanSettings, part: Slice, device: DeviceSpec) -> int:
+    """Bytes a rank has left for its KV cache; negative when not even the weights fit."""
+    usable = int(device.memory_bytes * settings.memory_fraction)
+    reserve = reserve_bytes(model, settings.dtype, part, device.kind, settings.max_batch_tokens)
+    return usable - reserve - weight_bytes(model, settings.dtype, part)
+
+
+def kv_blocks(model: ModelSpec, settings: PlanSettings, stages: Sequence[StageLayout]) -> int:
+    """KV blocks of the replica: what was asked for, or the least that any rank's memory holds."""
+    size = settings.kv_block_size
+    if settings.kv_cache_tokens is not None:
+        return -(-settings.kv_cache_tokens // size)
+    tokens = min(_kv_capacity(model, settings, rank) for stage in stages for rank in dict.fromkeys(stage.ranks))
+    if any(rank.device.kind == "cpu" for stage in stages for rank in stage.ranks) or tokens == inf:
+        tokens = min(tokens, max(_CPU_CACHE_SEQUENCES * settings.max_model_len, _CPU_CACHE_TOKENS))
+    # At least the whole of one sequence, which check_memory has granted, also when that is no multiple of a block.
+    return max(int(tokens) // size, -(-settings.max_model_len // size))
+
+
+def check_memory(model: ModelSpec, settings: PlanSettings, stages: Sequence[StageLayout]) -> None:
+    """Raises MemoryShortError when a rank has too little memory, naming the one that lacks most."""
+    tokens = settings.needed_tokens
+    worst, lack = 0, 0
+    layouts = [rank for stage in stages for rank in stage.ranks]
+    missing: dict[RankLayout, int] = {}
+    for number, rank in enumerate(layouts):
+        if rank not in missing:
+            kv = kv_token_bytes(model, settings.dtype, rank.part) * tokens
+            missing[rank] = kv - room_bytes(model, settings, rank.part, rank.device)
+        if missing[rank] > lack:
+            worst, lack = number, missing[rank]
+    if lack == 0:
+        return
+    rank = layouts[worst]
+    weights = weight_bytes(model, settings.dtype, rank.part)
+    kv = kv_token_bytes(model, settings.dtype, rank.part) * tokens
+    reserve = reserve_bytes(model, settings.dtype, rank.part, rank.device.kind, settings.max_batch_tokens)
+    usable = int(rank.device.memory_bytes * settings.memory_fraction)
+    raise MemoryShortError(
+        f"{model.name} does not fit with tp={len(stages[0].ranks)} pp={len(stages)}: rank {worst} ({rank.device.name}) "
+        f"needs {gigabytes(weights + kv + reserve)} ({gigabytes(weights)} weights, {gigabytes(kv)} for {tokens} tokens "
+        f"of KV cache, {gigabytes(reserve)} for the process and activations) and may use {gigabytes(usable)} "
+        f"({settings.memory_fraction:.0%} of {gigabytes(rank.device.memory_bytes)})"
+    )
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
+
+
+def _kv_capacity(model: ModelSpec, settings: PlanSettings, rank: RankLayout) -> float:
+    """Tokens of KV cache that fit a rank; a rank without KV heads has no limit."""
+    token = kv_token_bytes(model, settings.dtype, rank.part)
+    return room_bytes(model, settings, rank.part, rank.device) // token if token else inf

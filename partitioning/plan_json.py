@@ -1,0 +1,45 @@
+"""Plans as JSON: printed, saved, edited by hand and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from partitioning.coverage import check_plan
+from partitioning.plan import Plan, PlanError
+
+_PLAN: TypeAdapter[Plan] = TypeAdapter(Plan, config=ConfigDict(extra="forbid"))
+
+
+def plan_to_json(plan: Plan) -> str:
+    """The whole plan, its model's description included, as indented JSON that ends in a newline."""
+    return _PLAN.dump_json(plan, indent=2).decode() + "\n"
+
+
+def plan_from_json(text: str | bytes) -> Plan:
+    """A plan written by plan_to_json, possibly edited since.
+
+    Raises:
+        PlanError: not JSON, a field missing, unknown or of the wrong type, or slices that do not make up the model.
+    """
+    try:
+        plan = _PLAN.validate_json(text)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'plan'}: {fault['msg']}" for fault in error.errors()]
+        raise PlanError(f"not a plan: {'; '.join(faults[:5])}") from error
+    check_plan(plan)
+    return plan
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file.
+
+    Raises:
+        PlanError: as plan_from_json, with the file's name.
+        OSError: the file cannot be read.
+    """
+    try:
+        return plan_from_json(path.read_bytes())
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
