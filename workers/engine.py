@@ -128,9 +128,7 @@ class Engine:
     def _await_work(self) -> bool:
         """False when it is time to stop."""
         with self._wake:
-            while not (
-                self._stopping or self._inbox or self._cancelled or self._in_flight or self._scheduler_has_work()
-            ):
+            while not (self._stopping or self._has_work()):
                 if not self._wake.wait(HEARTBEAT_S):
                     self._context.send_plan(control_plan(Kind.IDLE, self._scheduler.steps).pack())
             return not self._stopping

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from partitioning.plan import Plan
 from partitioning.plan_json import plan_from_json, plan_to_json
-from workers.engine import Engine, EngineFull
+from workers.engine import Engine, EngineFull, EngineStopped
 from workers.rank import Rank
 from workers.request import EngineConfig, Output, Request
 
@@ -64,8 +64,8 @@ class LocalReplica:
         while pending:
             try:
                 self.engine.submit(pending[-1])
-            except EngineFull:
-                return
+            except (EngineFull, EngineStopped):
+                return  # later, or never: what ended the engine comes as its last news
             pending.pop()
 
     def _next(self) -> list[Output]:
@@ -84,6 +84,7 @@ class LocalReplica:
     def _run(self) -> None:
         try:
             self.engine.run(self._outputs.put)
+            self._outputs.put(EngineStopped("the replica was stopped"))
         except BaseException as error:
             self._outputs.put(error)
 
