@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from partitioning.checkpoint.base import Checkpoint, CheckpointError
+from partitioning.checkpoint.gguf_file import GgufFile
 from partitioning.checkpoint.safetensors_folder import INDEX_NAME, SINGLE_NAME, SafetensorsFolder
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]
@@ -13,7 +14,7 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder, or the GGUF file of a model, without reading its weights.
+    """Open a Hugging Face folder, a GGUF file, or a folder that holds one GGUF file, without reading its weights.
 
     What the model needs is checked here against what the files hold, so that later reads of its tensors succeed.
     Raises CheckpointError naming the file, the cause and the remedy.
@@ -25,16 +26,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} does not exist; name a Hugging Face folder or a GGUF file")
     if path.suffix in _PICKLE_SUFFIXES:
         raise _pickle_refused(path)
-    raise CheckpointError(f"{path} is not a checkpoint; name a Hugging Face folder (config.json and *.safetensors)")
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} does not describe its model; name its folder, which also holds config.json")
+    return GgufFile(path)
 
 
 def _open_folder(folder: Path) -> Checkpoint:
     if (folder / INDEX_NAME).exists() or (folder / SINGLE_NAME).exists():
         return SafetensorsFolder(folder)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return GgufFile(ggufs[0])
+    if ggufs:
+        raise CheckpointError(f"{folder} holds several GGUF files; name one: {', '.join(p.name for p in ggufs)}")
     pickles = sorted(p for p in folder.iterdir() if p.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise _pickle_refused(pickles[0])
-    raise CheckpointError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}")
+    raise CheckpointError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME} nor a GGUF file")
 
 
 def _pickle_refused(path: Path) -> CheckpointError:

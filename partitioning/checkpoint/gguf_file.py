@@ -1,0 +1,84 @@
+"""GGUF files: quantised blocks, memory-mapped, dequantised slice by slice."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf import dequantize
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from partitioning.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, slice_bounds
+from partitioning.checkpoint.gguf_header import read_gguf_header
+from partitioning.checkpoint.gguf_spec import ROPE_FACTORS, hf_name, read_gguf_spec
+from partitioning.checkpoint.tensors import check_tensors
+from partitioning.plan import Span
+
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_BLOCKS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_SUPPORTED = frozenset(_FLOATS) | frozenset(_BLOCKS)
+
+# llama.cpp's converter interleaves the two halves of each head in these (for its own rotary kernel), in files of the
+# architecture "llama" only.
+_INTERLEAVED = re.compile(r".*\.self_attn\.[qk]_proj\.weight")
+
+
+class GgufFile(Checkpoint):
+    """The weights of a GGUF file, under Hugging Face's names and in its row order."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header and check it against the file. Raises CheckpointError."""
+        header = read_gguf_header(path)
+        self._bytes: npt.NDArray[np.uint8] = np.memmap(path, mode="r", dtype=np.uint8)
+        stored = dict(header.tensors)
+        factors = stored.pop(ROPE_FACTORS, None)
+        spec = read_gguf_spec(path, header, () if factors is None else self._rope_factors(factors))
+        self._stored = {hf_name(name): tensor for name, tensor in stored.items()}
+        check_tensors(str(path), spec, self._stored, _SUPPORTED, {str(path): self._bytes.size})
+        super().__init__(spec)
+        self._interleaves = header.metadata["general.architecture"] == "llama"
+
+    def read(self, name: str, rows: Span | None = None, cols: Span | None = None) -> torch.Tensor:
+        tensor = self._stored.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{self.spec.name} has no tensor {name}")
+        rows, cols = slice_bounds(name, tensor.shape, rows, cols)
+        if cols is None:
+            return self._dequantised(tensor, slice(0, 1), rows)[0]
+        if self._interleaves and _INTERLEAVED.fullmatch(name):
+            return self._dequantised(tensor, _interleaved_rows(rows, self.spec.head_dim), cols)
+        return self._dequantised(tensor, slice(rows.start, rows.stop), cols)
+
+    def close(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def _dequantised(self, tensor: StoredTensor, rows: slice | npt.NDArray[np.int64], cols: Span) -> torch.Tensor:
+        """[rows, cols] of a tensor, a vector counting as one row. Whole blocks are read, then trimmed to `cols`."""
+        kind = GGMLQuantizationType[tensor.type]
+        block_values, block_bytes = GGML_QUANT_SIZES[kind]
+        table = self._bytes[tensor.begin : tensor.end].reshape(-1, tensor.shape[-1] // block_values * block_bytes)
+        first, last = cols.start // block_values, -(-cols.stop // block_values)
+        blocks = np.array(table[rows, first * block_bytes : last * block_bytes], order="C")  # [rows, bytes]
+        self.bytes_read += blocks.size
+        if tensor.type in _FLOATS:
+            return torch.from_numpy(blocks).view(_FLOATS[tensor.type])
+        values = torch.from_numpy(dequantize(blocks, kind))
+        skipped = first * block_values
+        return values[:, cols.start - skipped : cols.stop - skipped].contiguous()
+
+    def _rope_factors(self, tensor: StoredTensor) -> tuple[float, ...]:
+        if tensor.type != "F32" or tensor.end > self._bytes.size:
+            raise CheckpointError(f"{tensor.file}: tensor {ROPE_FACTORS} is damaged; fetch the file again")
+        return tuple(self._bytes[tensor.begin : tensor.end].view(np.float32).tolist())
+
+
+def _interleaved_rows(rows: Span, head_dim: int) -> npt.NDArray[np.int64]:
+    """Where the rows of Hugging Face's order lie in a file that puts row i of a head's first half at 2i, and row i of
+    its second half at 2i + 1."""
+    row = np.arange(rows.start, rows.stop)
+    head, place = np.divmod(row, head_dim)
+    half, pair = np.divmod(place, head_dim // 2)
+    return head * head_dim + 2 * pair + half
