@@ -1,0 +1,42 @@
+"""What Hugging Face transformers makes of a checkpoint: the values every layout is held against."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+STEPS = 64
+
+
+class Reference:
+    """A checkpoint in transformers, in float32."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._model.generation_config.eos_token_id = None
+        self.vocab_size: int = self._model.config.vocab_size
+
+    def greedy(self, prompt: Sequence[int], steps: int = STEPS) -> list[int]:
+        out = self._model.generate(
+            torch.tensor([list(prompt)]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=steps,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return out[0, len(prompt) :].tolist()
+
+    @torch.no_grad()
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """[vocabulary] after the last token."""
+        return self._model(torch.tensor([list(tokens)])).logits[0, -1]
+
+
+def prompts_of(lengths: Sequence[int], vocab_size: int, seed: int = 1) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(3, vocab_size) for _ in range(length)] for length in lengths]
