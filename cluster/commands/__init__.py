@@ -1,0 +1,1 @@
+"""The subcommands of `phalanx`, one module each."""
