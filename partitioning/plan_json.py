@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from partitioning.coverage import check_plan
-from partitioning.plan import Plan, PlanError
+from partitioning.model_spec import ModelSpec, RopeSpec
+from partitioning.plan import Plan, PlanError, Prediction, RankPlan, Span
 
-_PLAN: TypeAdapter[Plan] = TypeAdapter(Plan, config=ConfigDict(extra="forbid"))
+# A misspelt field in an edited plan is an error; left alone, pydantic would drop it.
+for _record in (Plan, RankPlan, Span, Prediction, ModelSpec, RopeSpec):
+    with_config(ConfigDict(extra="forbid"))(_record)
+
+_PLAN = TypeAdapter(Plan)
 
 
 def plan_to_json(plan: Plan) -> str:
