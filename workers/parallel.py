@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from partitioning.plan import Plan
 from workers.collectives import CollectiveStalled, Group, ProcessGroup, SharedMemoryGroup, SoloGroup
@@ -26,18 +26,18 @@ _SLOT_BYTES = 2 << 20  # larger exchanges go in pieces of this size, which also 
 _PLAN, _HIDDEN, _RESULT = 1, 2, 3  # message tags
 
 
-def open_store(host: str, timeout_s: float) -> dist.TCPStore:
+def open_store(host: str, timeout_s: float) -> TCPStore:
     """The rendezvous point of a replica, listening on `host` at a free port (see its `.port`)."""
     listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]
-    return dist.TCPStore(
+    return TCPStore(
         host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s),
         master_listen_fd=listener.detach(),
     )  # fmt: skip
 
 
-def join_store(host: str, port: int, timeout_s: float) -> dist.TCPStore:
-    return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+def join_store(host: str, port: int, timeout_s: float) -> TCPStore:
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
 
 
 class ParallelContext:
@@ -53,7 +53,7 @@ class ParallelContext:
         self,
         plan: Plan,
         rank: int,
-        store: dist.Store,
+        store: Store,
         epoch_key: str,
         address: str,
         device: torch.device,
@@ -66,18 +66,18 @@ class ParallelContext:
         self._address = address
         self._sending: deque[tuple[Any, Tensor]] = deque()
         self._groups: list[Any] = []
-        store = dist.PrefixStore(epoch_key, store)
+        store = PrefixStore(epoch_key, store)
         self._world: Any = None
         self._between: Any = None
         if plan.pp > 1:
-            self._world = self._between = self._gloo(dist.PrefixStore("world", store), rank, len(plan.ranks))
+            self._world = self._between = self._gloo(PrefixStore("world", store), rank, len(plan.ranks))
             if device.type == "cuda":
-                self._between = self._nccl(dist.PrefixStore("between", store), rank, len(plan.ranks))
-        stage_store = dist.PrefixStore(f"stage{mine.stage}", store)
+                self._between = self._nccl(PrefixStore("between", store), rank, len(plan.ranks))
+        stage_store = PrefixStore(f"stage{mine.stage}", store)
         self._control = self._host_group(stage_store, mine.tp_rank, timeout_s)
         self.stage: Group = self._control
         if device.type == "cuda" and plan.tp > 1:
-            self.stage = ProcessGroup(self._nccl(dist.PrefixStore("nccl", stage_store), mine.tp_rank, plan.tp))
+            self.stage = ProcessGroup(self._nccl(PrefixStore("nccl", stage_store), mine.tp_rank, plan.tp))
 
     def send_plan(self, words: Ints) -> None:
         """Rank 0: hands a StepPlan to every other rank, without waiting for them."""
@@ -139,7 +139,7 @@ class ParallelContext:
             raise CollectiveStalled(f"rank {self._rank} waited in vain for rank {source}: {error}") from error
         return x
 
-    def _host_group(self, store: dist.Store, rank: int, timeout_s: float) -> Group:
+    def _host_group(self, store: Store, rank: int, timeout_s: float) -> Group:
         """The stage's group for tensors in host memory: shared memory when all its ranks see the same."""
         if self._tp == 1:
             return SoloGroup()
@@ -163,17 +163,20 @@ class ParallelContext:
             path.unlink()
         return group
 
-    def _gloo(self, store: dist.Store, rank: int, size: int) -> Any:
-        options = dist.ProcessGroupGloo._Options()
+    def _gloo(self, store: Store, rank: int, size: int) -> Any:
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = self._timeout
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._address)]
-        group = dist.ProcessGroupGloo(store, rank, size, options)
+        options._devices = [ProcessGroupGloo.create_device(hostname=self._address)]
+        group = ProcessGroupGloo(store, rank, size, options)
         self._groups.append(group)
         return group
 
-    def _nccl(self, store: dist.Store, rank: int, size: int) -> Any:
-        options = dist.ProcessGroupNCCL.Options()
+    def _nccl(self, store: Store, rank: int, size: int) -> Any:
+        # Builds of torch for CPUs have no NCCL.
+        from torch._C._distributed_c10d import ProcessGroupNCCL
+
+        options = ProcessGroupNCCL.Options()
         options._timeout = self._timeout
-        group = dist.ProcessGroupNCCL(store, rank, size, options)
+        group = ProcessGroupNCCL(store, rank, size, options)
         self._groups.append(group)
         return group

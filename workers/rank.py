@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from partitioning.checkpoint import open_checkpoint
 from partitioning.plan import Plan
@@ -24,7 +24,7 @@ class Rank:
         mine = plan.ranks[rank]
         self._device = torch.device(mine.device)
         torch.set_num_threads(mine.threads)
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._context: ParallelContext | None = None
         self._runner: Runner | None = None
         self._engine: Engine | None = None

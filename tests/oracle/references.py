@@ -14,10 +14,13 @@ STEPS = 64
 
 
 class Reference:
-    """A checkpoint in transformers, in float32."""
+    """A checkpoint, a folder or a GGUF file, in transformers, in float32."""
 
-    def __init__(self, folder: Path) -> None:
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(self, path: Path) -> None:
+        source: dict[str, Any] = {"pretrained_model_name_or_path": path}
+        if path.is_file():
+            source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+        self._model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
         self._model.generation_config.eos_token_id = None
         self.vocab_size: int = self._model.config.vocab_size
 

@@ -79,7 +79,7 @@ class SharedMemoryGroup:
         flat = x.view(-1)
         slots = self._view(x.dtype)
         capacity = slots.shape[2]
-        for piece in flat.split(capacity) if flat.numel() > capacity else (flat,):
+        for piece in torch.split(flat, capacity) if flat.numel() > capacity else (flat,):
             parts = self._exchange(slots, piece)
             if self.size == 2:
                 torch.add(parts[0], parts[1], out=piece)
@@ -93,7 +93,7 @@ class SharedMemoryGroup:
         capacity = slots.shape[2]
         if flat.numel() <= capacity:
             return self._exchange(slots, flat).clone().view(self.size, *x.shape)
-        pieces = [self._exchange(slots, piece).clone() for piece in flat.split(capacity)]
+        pieces = [self._exchange(slots, piece).clone() for piece in torch.split(flat, capacity)]
         return torch.cat(pieces, dim=1).view(self.size, *x.shape)
 
     def broadcast(self, message: Tensor | None) -> Tensor:
@@ -102,7 +102,7 @@ class SharedMemoryGroup:
         room = words.shape[2] - header
         if self.rank == 0:
             assert message is not None
-            pieces = message.split(room) if message.numel() > room else (message,)
+            pieces = torch.split(message, room) if message.numel() > room else (message,)
             for piece in pieces:
                 slot = self._begin(words)[0]
                 slot[0] = message.numel()

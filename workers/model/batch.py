@@ -110,7 +110,7 @@ class BatchBuilder:
         blocks = positions[rows] // self._block_size + 1
         bucket = torch.ceil(torch.log2(blocks.float())).int()
         groups = []
-        for value in bucket.unique().tolist():
+        for value in sorted(set(bucket.tolist())):
             members = rows[bucket == value]
             longest = int(blocks[bucket == value].max())
             tables = self._tables[slots[members], :longest]  # [n, blocks]

@@ -77,11 +77,11 @@ class Attention:
             return self._group.all_reduce(torch.zeros_like(x))
         heads, kv_heads = self._heads, self._kv_heads
         qkv = self._qkv(x).view(len(x), heads + 2 * kv_heads, self._head_dim)
-        qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
+        qk, v = torch.split(qkv, [heads + kv_heads, kv_heads], dim=1)
         if self._norms is not None:
-            q, k = qk.split([heads, kv_heads], dim=1)
+            q, k = torch.split(qk, [heads, kv_heads], dim=1)
             qk = torch.cat([self._norms[0](q), self._norms[1](k)], dim=1)
-        q, k = rotate(qk, *rotary).split([heads, kv_heads], dim=1)
+        q, k = torch.split(rotate(qk, *rotary), [heads, kv_heads], dim=1)
         out = attend(q, k, v, self._cache, batch, self._window)
         return self._group.all_reduce(self._out(out.reshape(len(x), -1)))
 

@@ -24,7 +24,8 @@ def row_keys(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) ->
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    return z.view(np.int32).reshape(-1, 2)
+    keys: npt.NDArray[np.int32] = z.view(np.int32).reshape(-1, 2)
+    return keys
 
 
 def token_keys(ids: Tensor) -> Tensor:

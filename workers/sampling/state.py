@@ -80,8 +80,9 @@ class SamplingState:
 
 
 def penalised(parameters: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    return (
+    asks: npt.NDArray[np.bool_] = (
         (parameters["presence_penalty"] != 0)
         | (parameters["frequency_penalty"] != 0)
         | (parameters["repetition_penalty"] != 1)
     )
+    return asks
