@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from partitioning.checkpoint.base import CheckpointError
 from partitioning.checkpoint.rope import linear_factors, llama3_factors
@@ -14,6 +14,8 @@ from partitioning.model_spec import DType, Family, ModelSpec, RopeSpec
 
 _Size = Annotated[int, Field(gt=0)]
 _TokenId = Annotated[int, Field(ge=0)]
+# One id or a list of them, always kept as a list.
+_TokenIds = Annotated[list[_TokenId], BeforeValidator(lambda value: [value] if isinstance(value, int) else value)]
 _Factor = Annotated[float, Field(gt=0)]
 
 
@@ -61,13 +63,13 @@ class _Config(BaseModel):
     torch_dtype: DType | None = None
     quantization_config: dict[str, Any] | None = None
     bos_token_id: _TokenId | None = None
-    eos_token_id: _TokenId | list[_TokenId] | None = None
+    eos_token_id: _TokenIds | None = None
 
 
 class _GenerationConfig(BaseModel):
     model_config = ConfigDict(strict=True)
     bos_token_id: _TokenId | None = None
-    eos_token_id: _TokenId | list[_TokenId] | None = None
+    eos_token_id: _TokenIds | None = None
 
 
 def read_hf_config(folder: Path, *, has_own_head: bool, stored_dtype: DType) -> ModelSpec:
@@ -118,7 +120,7 @@ def read_hf_config(folder: Path, *, has_own_head: bool, stored_dtype: DType) -> 
         qk_norm=config.model_type == "qwen3",
         dtype=config.dtype or config.torch_dtype or stored_dtype,
         bos_token_id=config.bos_token_id if generation.bos_token_id is None else generation.bos_token_id,
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        eos_token_ids=tuple(eos or ()),
     )
 
 

@@ -54,7 +54,8 @@ class SafetensorsFolder(Checkpoint):
         where = slice(rows.start, rows.stop)
         part = view[where] if cols is None else view[where, cols.start : cols.stop]
         self.bytes_read += part.numel() * _TYPE_BYTES[tensor.type]
-        return part
+        # The part is a view of the mapped file, which a clone lets go of.
+        return part.clone(memory_format=torch.contiguous_format)
 
     def close(self) -> None:
         self._open_files.clear()
