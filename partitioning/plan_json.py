@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from partitioning.coverage import check_plan
@@ -35,16 +33,3 @@ def plan_from_json(text: str | bytes) -> Plan:
         raise PlanError(f"not a plan: {'; '.join(faults[:5])}") from error
     check_plan(plan)
     return plan
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan in a file.
-
-    Raises:
-        PlanError: as plan_from_json, with the file's name.
-        OSError: the file cannot be read.
-    """
-    try:
-        return plan_from_json(path.read_bytes())
-    except PlanError as error:
-        raise PlanError(f"{path}: {error}") from error

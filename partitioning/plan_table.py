@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -32,11 +33,11 @@ def _heading(plan: Plan) -> Text:
 
 
 def _ranks(plan: Plan) -> Table:
-    table = Table(header_style="bold")
-    for name in ("rank", "node", "device", "stage", "layers", "heads", "KV heads", "MLP columns", "vocabulary rows"):
-        table.add_column(name, justify="left" if name in ("node", "device") else "right")
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD)
+    for name in ("rank", "node", "device", "stage", "layers", "heads", "KV heads", "MLP columns", "vocabulary"):
+        table.add_column(name, justify="left" if name in ("node", "device") else "right", no_wrap=True)
     for name in ("weights", "KV tokens", "decode", "prefill"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     kv_tokens = f"{plan.kv_blocks * plan.kv_block_size:,}"
     for rank in plan.ranks[:_MOST_RANKS]:
         table.add_row(
@@ -47,8 +48,8 @@ def _ranks(plan: Plan) -> Table:
             *map(_span, (rank.layers, rank.heads, rank.kv_heads, rank.mlp, rank.vocab)),
             f"{rank.weight_bytes / 1e6:,.1f} MB",
             kv_tokens if len(rank.kv_heads) else "–",
-            _milliseconds(rank.decode_seconds),
-            _milliseconds(rank.prefill_seconds),
+            _duration(rank.decode_seconds),
+            _duration(rank.prefill_seconds),
             end_section=rank.tp_rank == plan.tp - 1,
         )
     if len(plan.ranks) > _MOST_RANKS:
@@ -57,7 +58,7 @@ def _ranks(plan: Plan) -> Table:
 
 
 def _replicas(plan: Plan) -> Table:
-    table = Table("replica", "devices", header_style="bold")
+    table = Table("replica", "devices", header_style="bold", box=box.SIMPLE_HEAD)
     for number, devices in enumerate(plan.replica_devices):
         by_node: dict[str, list[str]] = {}
         for node, device in devices:
@@ -71,15 +72,15 @@ def _totals(plan: Plan) -> Text:
     total = sum(rank.weight_bytes for rank in plan.ranks)
     return Text(
         f"one replica: {total / 1e6:,.1f} MB of weights, {plan.kv_blocks:,} KV blocks of {plan.kv_block_size} tokens; "
-        f"predicted {_milliseconds(prediction.decode_seconds)} a token (batch 1), "
-        f"{_milliseconds(prediction.prefill_seconds)} for a prompt of {prediction.prefill_tokens} tokens"
+        f"predicted {_duration(prediction.decode_seconds)} a token (batch 1), "
+        f"{_duration(prediction.prefill_seconds)} for a prompt of {prediction.prefill_tokens} tokens"
     )
 
 
 def _span(span: Span) -> str:
-    """The first, the last and how many, such as 0–14 (15)."""
-    return f"{span.start}–{span.stop - 1} ({len(span)})" if len(span) else "–"
+    """The first and the last of the span."""
+    return f"{span.start}–{span.stop - 1}" if len(span) else "–"
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:,.{1 if seconds >= 0.01 else 2}f} ms"
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
