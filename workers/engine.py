@@ -88,6 +88,11 @@ class Engine:
             self._stopping = True
             self._wake.notify()
 
+    def abort(self) -> None:
+        """Ends `run` with CollectiveStalled even if it waits for a rank that is gone."""
+        self.stop()
+        self._context.abort()
+
     def run(self, on_outputs: Callable[[list[Output]], None]) -> None:
         """Runs steps until `stop`, calling `on_outputs` with the news of each.
 

@@ -75,6 +75,7 @@ class LocalReplica:
             except queue.Empty:
                 for rank, follower in enumerate(self._followers, start=1):
                     if follower.poll() is not None:
+                        self.engine.abort()
                         raise RuntimeError(f"rank {rank} ended with exit code {follower.returncode}") from None
                 continue
             if isinstance(news, BaseException):

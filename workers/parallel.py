@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,16 @@ class ParallelContext:
     def receive_result(self, length: int) -> Tensor:
         return self._receive(self._world, torch.empty(length), (self._pp - 1) * self._tp, _RESULT)
 
+    def abort(self) -> None:
+        """Makes what another thread is waiting for fail at once: a rank is known to be dead."""
+        self._control.abort()
+        for group in self._groups:
+            group.abort()
+
     def close(self) -> None:
         for work, _ in self._sending:
-            work.wait()
+            with suppress(RuntimeError):  # the peer may be gone, and then so is the message's use
+                work.wait()
         self._control.close()
         for group in self._groups:
             group.shutdown()
@@ -130,7 +138,10 @@ class ParallelContext:
         while self._sending and self._sending[0][0].is_completed():
             self._sending.popleft()
         # The tensor has to live until it is sent.
-        self._sending.append((group.send([x], to, tag), x))
+        try:
+            self._sending.append((group.send([x], to, tag), x))
+        except RuntimeError as error:
+            raise CollectiveStalled(f"rank {self._rank} could not reach rank {to}: {error}") from error
 
     def _receive(self, group: Any, x: Tensor, source: int, tag: int) -> Tensor:
         try:

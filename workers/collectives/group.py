@@ -32,6 +32,10 @@ class Group(Protocol):
         """Rank 0's int32 vector (of any length) on every rank; the others pass None."""
         ...
 
+    def abort(self) -> None:
+        """Makes an operation under way in another thread fail with CollectiveStalled: a peer is known to be dead."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -50,6 +54,9 @@ class SoloGroup:
     def broadcast(self, message: Tensor | None) -> Tensor:
         assert message is not None
         return message
+
+    def abort(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -40,6 +40,9 @@ class ProcessGroup:
             head = torch.cat([head, rest])
         return head[1 : length + 1]
 
+    def abort(self) -> None:
+        self._group.abort()
+
     def close(self) -> None:
         self._group.shutdown()
 

@@ -72,6 +72,7 @@ class SharedMemoryGroup:
         self._slots = torch.frombuffer(self._map, dtype=torch.uint8, offset=_DATA).view(2, size, slot_bytes)
         self._typed = {torch.uint8: self._slots}
         self._operation = 0
+        self._aborted = False
         # Spinning only pays while every rank has a core of its own.
         self._spins = 20_000 if size <= (os.cpu_count() or 1) else 50
 
@@ -120,6 +121,9 @@ class SharedMemoryGroup:
             if done + room >= total:
                 return received[0] if len(received) == 1 else torch.cat(received)
 
+    def abort(self) -> None:
+        self._aborted = True
+
     def close(self) -> None:
         """Drops the mapping once the last tensor that looks into it is gone."""
         self._typed.clear()
@@ -164,8 +168,8 @@ class SharedMemoryGroup:
             waited = time.monotonic() - started
             if waited > 0.002:  # an idle replica: give the processor away
                 pause = 0.0001 if waited < 0.1 else 0.001
-            if waited > self._timeout_s:
+            if waited > self._timeout_s or self._aborted:
                 raise CollectiveStalled(
-                    f"rank {peer} of the stage did not reach operation {operation} within {self._timeout_s:.0f} s "
+                    f"rank {peer} of the stage did not reach operation {operation} within {waited:.1f} s "
                     f"(it stands at {flags[index]}, this is rank {self.rank})"
                 )
