@@ -31,7 +31,7 @@ def make_tiny_gguf(
 ) -> Path:
     """Write the one-file checkpoint in `folder` as GGUF, its matrices in `kind` where their rows are whole blocks.
 
-    `kind` must be a type that the gguf package can quantise to. `extra_metadata` is added without a prefix.
+    The gguf package cannot quantise to the K types: their blocks are random bytes. `extra_metadata` is added as it is.
     """
     config = json.loads((folder / "config.json").read_text())
     arch = _ARCHITECTURES[config["model_type"]]
@@ -76,7 +76,12 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, values: npt.NDArray[np.float
     quantization = gguf.GGMLQuantizationType[kind]
     if values.ndim == 1 or values.shape[1] % gguf.GGML_QUANT_SIZES[quantization][0]:
         quantization = gguf.GGMLQuantizationType.F32
-    writer.add_tensor(name, gguf.quantize(values, quantization), raw_dtype=quantization)
+    if quantization.name.endswith("_K"):
+        shape = gguf.quant_shape_to_byte_shape(values.shape, quantization)
+        blocks = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    else:
+        blocks = gguf.quantize(values, quantization)
+    writer.add_tensor(name, blocks, raw_dtype=quantization)
 
 
 def _interleaved(weight: npt.NDArray[np.float32], head_dim: int) -> npt.NDArray[np.float32]:

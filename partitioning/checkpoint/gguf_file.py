@@ -60,9 +60,12 @@ class GgufFile(Checkpoint):
         kind = GGMLQuantizationType[tensor.type]
         block_values, block_bytes = GGML_QUANT_SIZES[kind]
         table = self._bytes[tensor.begin : tensor.end].reshape(-1, tensor.shape[-1] // block_values * block_bytes)
-        first, last = cols.start // block_values, -(-cols.stop // block_values)
+        first = cols.start // block_values
+        last = -(-cols.stop // block_values) if cols else first
         blocks = np.array(table[rows, first * block_bytes : last * block_bytes], order="C")  # [rows, bytes]
         self.bytes_read += blocks.size
+        if not blocks.size:
+            return torch.empty(len(blocks), len(cols), dtype=_FLOATS.get(tensor.type, torch.float32))
         if tensor.type in _FLOATS:
             return torch.from_numpy(blocks).view(_FLOATS[tensor.type])
         values = torch.from_numpy(dequantize(blocks, kind))

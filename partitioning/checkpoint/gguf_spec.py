@@ -70,6 +70,8 @@ def read_gguf_spec(path: Path, header: GgufHeader, rope_factors: tuple[float, ..
         if keys.size(key, head_dim) != head_dim:
             raise CheckpointError(f"{path}: {keys.prefix}{key} differs from the head size {head_dim}; not supported")
     layers = keys.size("block_count")
+    if layers > len(header.tensors):
+        raise CheckpointError(f"{path} describes {layers} layers with {len(header.tensors)} tensors; fetch it again")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None:
         raise CheckpointError(f"{path}: tensor token_embd.weight is missing; fetch the file again")

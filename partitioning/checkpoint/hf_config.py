@@ -41,7 +41,7 @@ class _Config(BaseModel):
     vocab_size: _Size
     hidden_size: _Size
     intermediate_size: _Size
-    num_hidden_layers: _Size
+    num_hidden_layers: Annotated[int, Field(gt=0, le=10_000)]
     num_attention_heads: _Size
     num_key_value_heads: _Size | None = None
     head_dim: _Size | None = None
