@@ -1,0 +1,42 @@
+# Everything a newcomer needs: `make run` and `make test`. Each sets the machine up by itself.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+.PHONY: help setup run test test-all lint proto clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Make .venv with everything pinned, and fetch SmolLM2
+	@$(BIN)/phalanx models pull smollm2 >/dev/null
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Phalanx needs Python 3.11 or later, and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	@echo "Setting up $(VENV) (some minutes the first time: PyTorch and Ray are large)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: setup  ## Start a local two-rank cluster, ask it a question, stream the answer
+	@$(BIN)/phalanx demo
+
+test: setup lint  ## Lint, types and the tests
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup lint  ## The same with every layout of every model
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+proto: setup  ## Generate the gRPC stubs from proto/phalanx/v1/*.proto
+	@$(BIN)/python proto/generate.py
+
+clean:  ## Remove the virtual environment and caches (not the models)
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
