@@ -26,12 +26,13 @@ def make_tiny_gguf(
     *,
     kind: str = "F32",
     rope_factors: tuple[float, ...] = (),
-    extra_metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     extra_tensors: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> Path:
     """Write the one-file checkpoint in `folder` as GGUF, its matrices in `kind` where their rows are whole blocks.
 
-    The gguf package cannot quantise to the K types: their blocks are random bytes. `extra_metadata` is added as it is.
+    The gguf package cannot quantise to the K types: their blocks are random bytes. `metadata` is added
+    as it is, in place of what the folder says.
     """
     config = json.loads((folder / "config.json").read_text())
     arch = _ARCHITECTURES[config["model_type"]]
@@ -51,7 +52,8 @@ def make_tiny_gguf(
     writer.add_token_list([f"<{i}>" for i in range(config["vocab_size"])])
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
-    for key, value in (extra_metadata or {}).items():
+    for key, value in (metadata or {}).items():
+        writer.kv_data[0].pop(key, None)
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
         add[type(value)](key, value)
 

@@ -69,6 +69,8 @@ def read_gguf_spec(path: Path, header: GgufHeader, rope_factors: tuple[float, ..
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.size(key, head_dim) != head_dim:
             raise CheckpointError(f"{path}: {keys.prefix}{key} differs from the head size {head_dim}; not supported")
+    if head_dim % 2:
+        raise CheckpointError(f"{path}: the head size {head_dim} is odd; rotary embedding works on pairs")
     layers = keys.size("block_count")
     if layers > len(header.tensors):
         raise CheckpointError(f"{path} describes {layers} layers with {len(header.tensors)} tensors; fetch it again")
@@ -133,8 +135,9 @@ class _Keys:
         """A positive number. A list of equal numbers, one a layer, counts as the number."""
         value = self.metadata.get(self.prefix + key)
         if isinstance(value, list) and len(set(value)) == 1 and isinstance(value[0], int):
-            return value[0]
-        size = self.value(key, int, default)
+            size = value[0]
+        else:
+            size = self.value(key, int, default)
         if size <= 0:
             raise CheckpointError(f"{self.path}: {self.prefix}{key} {size} is not positive; fetch the file again")
         return size
@@ -148,7 +151,7 @@ class _Keys:
     def refuse_unsupported(self) -> None:
         if self.metadata.get("split.count", 0) not in (0, 1):
             raise CheckpointError(f"{self.path} is one of several parts; join them with llama-gguf-split --merge")
-        for key in ("expert_count", "attention.sliding_window_pattern"):
+        for key in ("expert_count", "attention.sliding_window_pattern", "rope.scale_linear"):
             if self.metadata.get(self.prefix + key):
                 raise CheckpointError(f"{self.path}: {self.prefix}{key} is set, which is not supported")
 

@@ -16,7 +16,7 @@ _Size = Annotated[int, Field(gt=0)]
 _TokenId = Annotated[int, Field(ge=0)]
 # One id or a list of them, always kept as a list.
 _TokenIds = Annotated[list[_TokenId], BeforeValidator(lambda value: [value] if isinstance(value, int) else value)]
-_Factor = Annotated[float, Field(gt=0)]
+_Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Rope(BaseModel):

@@ -113,21 +113,21 @@ def test_rotary_factors_are_the_tensor_times_the_linear_scale(tmp_path):
     factors = (1.0, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0)
     assert open_checkpoint(tiny(tmp_path, rope_factors=factors)).spec.rope.freq_factors == factors
     linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
-    assert open_checkpoint(tiny(tmp_path, extra_metadata=linear)).spec.rope.freq_factors == (2.0,) * 8
-    both = open_checkpoint(tiny(tmp_path, rope_factors=factors, extra_metadata=linear)).spec.rope
+    assert open_checkpoint(tiny(tmp_path, metadata=linear)).spec.rope.freq_factors == (2.0,) * 8
+    both = open_checkpoint(tiny(tmp_path, rope_factors=factors, metadata=linear)).spec.rope
     assert both.freq_factors == tuple(2 * factor for factor in factors)
 
 
 def test_a_sliding_window_and_further_end_tokens_are_read(tmp_path):
     extra = {"llama.attention.sliding_window": 8, "tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eom_token_id": 2}
-    spec = open_checkpoint(tiny(tmp_path, extra_metadata=extra)).spec
+    spec = open_checkpoint(tiny(tmp_path, metadata=extra)).spec
     assert spec.layer_windows == (8, 8, 8)
     assert spec.eos_token_ids == (2, 5)
 
 
 def test_the_header_scan_finds_what_the_gguf_package_finds(tmp_path):
     extra = {"test.words": ["a", "déjà", ""], "test.numbers": [1, -2, 3], "test.real": 0.5}
-    path = tiny(tmp_path, kind="Q8_0", extra_metadata=extra)
+    path = tiny(tmp_path, kind="Q8_0", metadata=extra)
     header, reader = read_gguf_header(path), gguf.GGUFReader(path)
     fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     assert header.metadata == fields
@@ -208,6 +208,7 @@ def test_files_of_another_format_are_refused(tmp_path, content, message):
     [
         ({"llama.rope.scaling.type": "yarn"}, r"rope\.scaling\.type 'yarn' is not supported"),
         ({"llama.rope.scaling.type": "linear"}, r"rope\.scaling\.factor is missing"),
+        ({"llama.rope.scale_linear": 4.0}, r"rope\.scale_linear is set"),
         ({"llama.expert_count": 8}, r"llama\.expert_count is set"),
         ({"llama.attention.sliding_window_pattern": 2}, r"sliding_window_pattern is set"),
         ({"split.count": 2}, "one of several parts; join them"),
@@ -215,7 +216,20 @@ def test_files_of_another_format_are_refused(tmp_path, content, message):
 )
 def test_options_that_cannot_be_run_are_refused_by_key(tmp_path, metadata, message):
     with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(tiny(tmp_path, extra_metadata=metadata))
+        open_checkpoint(tiny(tmp_path, metadata=metadata))
+
+
+def test_sizes_that_differ_between_layers_are_refused_and_equal_ones_accepted(tmp_path):
+    folder = make_tiny(tmp_path / "hf", "llama")
+
+    def with_heads(heads: list[int]) -> Path:
+        return make_tiny_gguf(tmp_path / "m.gguf", folder, metadata={"llama.attention.head_count_kv": heads})
+
+    assert open_checkpoint(with_heads([3, 3, 3])).spec.num_kv_heads == 3
+    with pytest.raises(CheckpointError, match=r"head_count_kv \[3, 3, 1\] is not supported"):
+        open_checkpoint(with_heads([3, 3, 1]))
+    with pytest.raises(CheckpointError, match="head_count_kv 0 is not positive"):
+        open_checkpoint(with_heads([0, 0, 0]))
 
 
 def test_unknown_architectures_are_refused(tmp_path):

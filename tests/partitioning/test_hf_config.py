@@ -112,6 +112,7 @@ def test_the_older_key_for_the_type_is_understood(tmp_path):
         ({"hidden_size": "72"}, "hidden_size: .*got '72'"),
         ({"num_hidden_layers": -3}, "num_hidden_layers: .*greater than 0, got -3"),
         ({"num_key_value_heads": 2}, "num_attention_heads 9 is not a multiple of num_key_value_heads 2"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps: .*got nan"),
         ({"hidden_act": "gelu"}, "hidden_act: .*got 'gelu'"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
         ({"head_dim": None, "hidden_size": 73}, "hidden_size 73 is not a multiple of num_attention_heads 9"),
