@@ -1,0 +1,49 @@
+from phalanx.v1 import registry_pb2 as _registry_pb2
+from phalanx.v1 import replica_pb2 as _replica_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetClusterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetClusterResponse(_message.Message):
+    __slots__ = ("deployment", "plan_json", "replicas", "active_requests", "draining")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    plan_json: str
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
+    active_requests: int
+    draining: bool
+    def __init__(self, deployment: _Optional[str] = ..., plan_json: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., active_requests: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+
+class ReplicaStatus(_message.Message):
+    __slots__ = ("replica", "connected", "load")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    replica: _registry_pb2.Replica
+    connected: bool
+    load: _replica_pb2.ReplicaLoad
+    def __init__(self, replica: _Optional[_Union[_registry_pb2.Replica, _Mapping]] = ..., connected: _Optional[bool] = ..., load: _Optional[_Union[_replica_pb2.ReplicaLoad, _Mapping]] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("seconds",)
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    seconds: int
+    def __init__(self, seconds: _Optional[int] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("unfinished_requests",)
+    UNFINISHED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    unfinished_requests: int
+    def __init__(self, unfinished_requests: _Optional[int] = ...) -> None: ...
