@@ -17,7 +17,7 @@ from partitioning.planner import auto_plan, make_plan
 from partitioning.topology import local_topology, usable_cores
 
 # The table wants this many columns; narrower output (a pipe, a log) would cut its cells short.
-_TABLE_WIDTH = 130
+_TABLE_WIDTH = 150
 _DEVICES_HELP = (
     "Devices of a node, such as 8xH100; a comma separates kinds of node, a plus unlike devices of one. "
     f"Known: {', '.join(known_devices())}. Without it: this machine's CPU."
