@@ -28,6 +28,13 @@ def row_keys(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) ->
     return keys
 
 
+def derived_seed(seed: int, output: int) -> int:
+    """The seed of one of several outputs of a request: the request's own for the first, unrelated ones after it."""
+    if output == 0:
+        return seed
+    return int(row_keys(np.array([seed], dtype=np.uint64), np.array([-output])).view(np.uint64)[0, 0])
+
+
 def token_keys(ids: Tensor) -> Tensor:
     """A well-mixed int32 for each token id, the half of the hash that does not change from step to step."""
     x = ids.to(torch.int32) + 0x3C6EF372

@@ -1,0 +1,67 @@
+"""What goes wrong, as gRPC status codes: in one place, for every call."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from cluster.gateway.admission import Admission, Draining, Full
+from cluster.gateway.generation import NoReplica, QueuesFull, Refused
+from cluster.gateway.requests import InvalidRequest
+from cluster.text import ChatTemplateMissing, TokenizerMissing
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@asynccontextmanager
+async def statuses(context: Context, admission: Admission) -> AsyncIterator[None]:
+    """Ends the call with the status code of an error raised inside."""
+    try:
+        yield
+    except (InvalidRequest, Refused) as error:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except (TokenizerMissing, ChatTemplateMissing) as error:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except (Full, QueuesFull) as error:
+        detail = str(error) or "every replica's queue is full: try again after the time in retry-after-ms"
+        hint = (("retry-after-ms", str(admission.retry_after_ms)),)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, detail, hint)
+    except (Draining, NoReplica) as error:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+
+class MalformedMessages(grpc.aio.ServerInterceptor):
+    """Answers bytes that are not the message they should be (say, text that is not UTF-8) with INVALID_ARGUMENT;
+    left alone, gRPC calls them an internal error of the server. For methods that take one message."""
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+        if handler is None or handler.request_streaming or handler.request_deserializer is None:
+            return handler
+        parse = handler.request_deserializer
+
+        async def parsed(data: bytes, context: Context) -> Any:
+            try:
+                return parse(data)
+            except Exception as error:
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"the request of {details.method} cannot be read ({error}): text has to be UTF-8, and the message "
+                    "the one that proto/phalanx/v1 defines",
+                )
+
+        if handler.response_streaming:
+
+            async def stream(data: bytes, context: Context) -> AsyncIterator[Any]:
+                async for response in handler.unary_stream(await parsed(data, context), context):
+                    yield response
+
+            return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+        async def unary(data: bytes, context: Context) -> Any:
+            return await handler.unary_unary(await parsed(data, context), context)
+
+        return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)

@@ -1,0 +1,63 @@
+"""The replicas a gateway knows, and its connections to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from cluster.gateway.link import Link
+from cluster.router import least_loaded
+from phalanx.v1 import registry_pb2
+
+
+class Fleet:
+    """Keeps a link to every ready replica of the cluster. Lives on one event loop.
+
+    `on_change` is called whenever a replica becomes usable or stops being so.
+    """
+
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self._on_change = on_change
+        self._links: dict[tuple[int, int], Link] = {}  # by replica and epoch
+        self._replicas: list[registry_pb2.Replica] = []
+        self._changed = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def replicas(self) -> list[tuple[registry_pb2.Replica, Link | None]]:
+        """Every replica the coordinator named, with this gateway's link if it has one."""
+        return [(replica, self._links.get((replica.id, replica.epoch))) for replica in self._replicas]
+
+    @property
+    def usable(self) -> list[Link]:
+        return [link for link in self._links.values() if link.connected]
+
+    def update(self, replicas: Collection[registry_pb2.Replica]) -> None:
+        """Connects to the replicas that are ready now, and leaves those that are not."""
+        self._replicas = list(replicas)
+        ready = {(r.id, r.epoch): r for r in replicas if r.state == registry_pb2.REPLICA_STATE_READY}
+        for key in self._links.keys() - ready.keys():
+            task = asyncio.create_task(self._links.pop(key).close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        for key in ready.keys() - self._links.keys():
+            self._links[key] = Link(ready[key], self._notice)
+        self._notice()
+
+    def choose(self, avoid: Collection[Link] = ()) -> Link | None:
+        """The link that the next sequence should go to; None when none is usable."""
+        links = [link for link in self.usable if link not in avoid]
+        return links[least_loaded([link.burden for link in links])] if links else None
+
+    async def change(self) -> None:
+        """Returns at the next change of what is usable."""
+        await self._changed.wait()
+
+    async def close(self) -> None:
+        self.update([])
+        await asyncio.gather(*self._closing)
+
+    def _notice(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._on_change()

@@ -1,0 +1,185 @@
+"""One request on its way: its journal, and the merging of replicas' news into what the client gets.
+
+The journal of an output is its prompt and the tokens generated so far. When its replica is lost, the output is
+submitted to another one as a prompt of both, and goes on at the next index: the draw of a token depends on the seed and
+the position alone, so the client sees the same tokens as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from time import monotonic
+
+from cluster.gateway.fleet import Fleet
+from cluster.gateway.link import Link, LinkLost
+from cluster.gateway.requests import Job
+from cluster.text import Detokenizer, Tokenizer
+from phalanx.v1 import inference_pb2, replica_pb2
+
+_News = replica_pb2.SequenceNews | LinkLost
+
+_RETRY_S = 0.1  # how soon an output that lost its replica knocks at a full one again
+
+_REASONS = {
+    replica_pb2.SEQUENCE_END_STOP: inference_pb2.FINISH_REASON_STOP,
+    replica_pb2.SEQUENCE_END_LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+}
+
+
+class NoReplica(Exception):
+    """No replica is ready, or none became ready in time."""
+
+
+class QueuesFull(Exception):
+    """Every replica's waiting queue is full."""
+
+
+class Refused(Exception):
+    """The replica says that it can never run this."""
+
+
+class _Output:
+    """The journal of one of a request's outputs."""
+
+    def __init__(self, index: int, detokenizer: Detokenizer | None) -> None:
+        self.index = index
+        self.tokens: list[int] = []
+        self.detokenizer = detokenizer
+        self.cached_tokens = 0
+        self.ttft = 0.0
+        self.link: Link | None = None
+        self.key = 0
+        self.full: set[Link] = set()  # replicas whose queue was full this time
+
+
+class Generation:
+    """Runs a job. Iterate `responses` once; closing it early frees what the request holds on the replicas."""
+
+    def __init__(self, job: Job, fleet: Fleet, tokenizer: Tokenizer | None, arrival: float, recovery_s: float) -> None:
+        self._job = job
+        self._fleet = fleet
+        self._arrival = arrival
+        self._recovery_s = recovery_s
+        self._news: asyncio.Queue[tuple[_Output, _News]] = asyncio.Queue()
+        self._running = {
+            index: _Output(index, None if tokenizer is None else Detokenizer(tokenizer, job.stop))
+            for index in range(len(job.samplings))
+        }
+
+    async def responses(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """The outputs' news as they come.
+
+        Raises:
+            NoReplica: none is ready, or a lost one was not replaced within `recovery_s` seconds.
+            QueuesFull: there is no room for the request now.
+            Refused: it can never run.
+        """
+        try:
+            for output in self._running.values():
+                self._start(output)
+            while self._running:
+                output, news = await self._news.get()
+                if isinstance(news, LinkLost):
+                    await self._restart(output)
+                elif news.end == replica_pb2.SEQUENCE_END_QUEUE_FULL:
+                    await self._try_next(output)
+                elif news.end == replica_pb2.SEQUENCE_END_REJECTED:
+                    raise Refused(news.detail)
+                elif (response := self._take(output, news)) is not None:
+                    yield response
+        finally:
+            for output in self._running.values():
+                if output.link is not None:
+                    output.link.cancel(output.key)
+
+    def _start(self, output: _Output) -> None:
+        link = self._fleet.choose(output.full)
+        if link is None:
+            if output.full:
+                raise QueuesFull
+            raise NoReplica("no replica is ready")
+        self._submit(output, link)
+
+    async def _try_next(self, output: _Output) -> None:
+        """Its replica is full. What has not begun is sent away when all are full; what has begun waits."""
+        assert output.link is not None
+        output.full.add(output.link)
+        output.link = None
+        if not output.tokens:
+            self._start(output)
+            return
+        await asyncio.sleep(_RETRY_S)
+        output.full.clear()
+        await self._restart(output)
+
+    async def _restart(self, output: _Output) -> None:
+        """Sends the output to whichever replica is ready, as soon as there is one."""
+        output.link = None
+        try:
+            async with asyncio.timeout(self._recovery_s):
+                while (link := self._fleet.choose()) is None:
+                    await self._fleet.change()
+        except TimeoutError:
+            raise NoReplica(f"the replica was lost and none replaced it within {self._recovery_s:.0f} s") from None
+        self._submit(output, link)
+
+    def _submit(self, output: _Output, link: Link) -> None:
+        prompt = self._job.prompt
+        submit = replica_pb2.Submit(
+            token_ids=[*prompt, *output.tokens],
+            prompt_len=len(prompt),
+            sampling=self._job.samplings[output.index],
+            priority=self._job.priority,
+        )
+        output.link = link
+        output.key = link.submit(submit, partial(self._deliver, output))
+
+    def _deliver(self, output: _Output, news: _News) -> None:
+        self._news.put_nowait((output, news))
+
+    def _take(self, output: _Output, news: replica_pb2.SequenceNews) -> inference_pb2.GenerateResponse | None:
+        first = len(output.tokens)
+        repeated = first - news.first_token_index
+        tokens, logprobs = list(news.token_ids[repeated:]), news.logprobs[repeated:]
+        if not first and tokens:
+            output.ttft = monotonic() - self._arrival
+            output.cached_tokens = news.cached_tokens
+        reason = _REASONS.get(news.end, inference_pb2.FINISH_REASON_UNSPECIFIED)
+        text = ""
+        if output.detokenizer is not None:
+            # The token that ends an output is not part of its text.
+            stopped_by_token = reason == inference_pb2.FINISH_REASON_STOP
+            text = output.detokenizer.push(tokens[:-1] if stopped_by_token else tokens)
+            if output.detokenizer.stopped:
+                tokens = tokens[: output.detokenizer.stop_token_count - first]
+                reason = inference_pb2.FINISH_REASON_STOP
+            elif reason:
+                text += output.detokenizer.finish()
+        output.tokens += tokens
+        if not (tokens or text or reason):
+            return None
+        response = inference_pb2.GenerateResponse(
+            index=output.index,
+            token_ids=tokens,
+            text=text,
+            logprobs=logprobs[: len(tokens)],
+            first_token_index=first,
+            finish_reason=reason,
+        )
+        if reason:
+            del self._running[output.index]
+            if not news.end and output.link is not None:
+                output.link.cancel(output.key)
+            response.usage.CopyFrom(self._usage(output))
+        return response
+
+    def _usage(self, output: _Output) -> inference_pb2.Usage:
+        return inference_pb2.Usage(
+            prompt_tokens=len(self._job.prompt),
+            cached_tokens=output.cached_tokens,
+            completion_tokens=len(output.tokens),
+            ttft_seconds=output.ttft,
+            duration_seconds=monotonic() - self._arrival,
+        )

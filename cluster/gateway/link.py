@@ -1,0 +1,131 @@
+"""A gateway's connection to one epoch of one replica."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import grpc
+
+from cluster.router import Burden
+from phalanx.v1 import registry_pb2, replica_pb2, replica_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+# A machine that vanished without a word is noticed after ten seconds; a process that died, at once.
+_CHANNEL_OPTIONS = [
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Replicas are on the cluster's own network.
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class LinkLost(Exception):
+    """The connection ended before the sequence did."""
+
+
+@dataclass
+class _Sequence:
+    deliver: Callable[[replica_pb2.SequenceNews | LinkLost], None]
+    tokens: int
+
+
+class Link:
+    """Keeps one `ReplicaLink.Attach` stream open and hands every sequence its news. Lives on one event loop."""
+
+    def __init__(self, replica: registry_pb2.Replica, on_change: Callable[[], None]) -> None:
+        self.replica = replica
+        self.load = replica_pb2.ReplicaLoad()
+        self.connected = False
+        self._on_change = on_change
+        self._sequences: dict[int, _Sequence] = {}
+        self._tokens = 0
+        self._others = 0
+        self._last_key = 0
+        self._outbox: asyncio.Queue[replica_pb2.AttachRequest] = asyncio.Queue()
+        self._task = asyncio.create_task(self._run(), name=f"replica {replica.id} epoch {replica.epoch}")
+
+    @property
+    def burden(self) -> Burden:
+        return Burden(len(self._sequences), self._tokens, self._others)
+
+    def submit(
+        self, submit: replica_pb2.Submit, deliver: Callable[[replica_pb2.SequenceNews | LinkLost], None]
+    ) -> int:
+        """Starts a sequence and returns its key, which replaces the one in `submit`. `deliver` gets its news, the last
+        of which has an `end` or is LinkLost."""
+        self._last_key += 1
+        submit.key = self._last_key
+        tokens = submit.prompt_len + submit.sampling.max_tokens
+        self._sequences[submit.key] = _Sequence(deliver, tokens)
+        self._tokens += tokens
+        self._outbox.put_nowait(replica_pb2.AttachRequest(submit=submit))
+        return submit.key
+
+    def cancel(self, key: int) -> None:
+        """Ends a sequence, whose news are delivered no more."""
+        if self._forget(key) is not None:
+            self._outbox.put_nowait(replica_pb2.AttachRequest(cancel=replica_pb2.Cancel(key=key)))
+
+    async def close(self) -> None:
+        """Ends the connection; sequences that are not finished get LinkLost."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        """Attaches, and attaches again whenever the stream ends: whether the replica is gone, the registry says."""
+        while True:
+            try:
+                await self._attach()
+            except grpc.aio.AioRpcError as error:
+                log.debug("replica %d: %s", self.replica.id, error.details())
+            finally:
+                self._lose()
+            await asyncio.sleep(0.2)
+
+    async def _attach(self) -> None:
+        async with grpc.aio.insecure_channel(self.replica.address, options=_CHANNEL_OPTIONS) as channel:
+            stub = replica_pb2_grpc.ReplicaLinkStub(channel)  # type: ignore[no-untyped-call]
+            async for message in stub.Attach(self._requests()):
+                if not self.connected:
+                    self.connected = True
+                    self._on_change()
+                for news in message.news:
+                    self._deliver(news)
+                self.load = message.load
+                self._others = max(0, message.load.running + message.load.waiting - len(self._sequences))
+
+    async def _requests(self) -> AsyncIterator[replica_pb2.AttachRequest]:
+        outbox = self._outbox
+        while True:
+            yield await outbox.get()
+
+    def _deliver(self, news: replica_pb2.SequenceNews) -> None:
+        ended = news.end != replica_pb2.SEQUENCE_END_UNSPECIFIED
+        sequence = self._forget(news.key) if ended else self._sequences.get(news.key)
+        if sequence is not None:  # otherwise it was cancelled meanwhile
+            sequence.deliver(news)
+
+    def _forget(self, key: int) -> _Sequence | None:
+        sequence = self._sequences.pop(key, None)
+        if sequence is not None:
+            self._tokens -= sequence.tokens
+        return sequence
+
+    def _lose(self) -> None:
+        was_connected, self.connected = self.connected, False
+        self._outbox = asyncio.Queue()
+        self._tokens = self._others = 0
+        sequences, self._sequences = self._sequences, {}
+        for sequence in sequences.values():
+            sequence.deliver(LinkLost(f"the connection to replica {self.replica.id} ended"))
+        if was_connected:
+            self._on_change()

@@ -1,0 +1,110 @@
+"""`phalanx.v1.Inference`: requests in, streams of tokens and text out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from time import monotonic
+
+from cluster.gateway.admission import Admission
+from cluster.gateway.errors import Context, statuses
+from cluster.gateway.fleet import Fleet
+from cluster.gateway.generation import Generation, NoReplica
+from cluster.gateway.model import ServedModel
+from cluster.gateway.requests import InvalidRequest, check_ids, check_job, check_messages, check_request_id
+from cluster.text import Tokenizer, TokenizerMissing
+from phalanx.v1 import inference_pb2, inference_pb2_grpc
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    """Answers from the replicas of `fleet`; `model` is None until the coordinator has named it."""
+
+    def __init__(self, fleet: Fleet, admission: Admission, recovery_s: float) -> None:
+        self._fleet = fleet
+        self._admission = admission
+        self._recovery_s = recovery_s
+        self.model: ServedModel | None = None
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        arrival = monotonic()
+        async with statuses(context, self._admission):
+            check_request_id(request.request_id)
+            match request.WhichOneof("prompt"):
+                case "text":
+                    prompt = await asyncio.to_thread(self._tokenizer.encode, request.text)
+                case "token_ids":
+                    prompt = list(request.token_ids.ids)
+                case _:
+                    raise InvalidRequest("the request has no prompt: set text or token_ids")
+            async with aclosing(self._run(prompt, request, arrival)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def Chat(
+        self, request: inference_pb2.ChatRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.ChatResponse]:
+        arrival = monotonic()
+        async with statuses(context, self._admission):
+            check_request_id(request.request_id)
+            messages = check_messages(request.messages)
+            tokenizer = self._tokenizer
+            try:
+                prompt = await asyncio.to_thread(tokenizer.chat_prompt, messages)
+            except ChatTemplateError as error:
+                raise InvalidRequest(str(error)) from error
+            async with aclosing(self._run(prompt, request, arrival)) as responses:
+                async for response in responses:
+                    yield inference_pb2.ChatResponse(output=response)
+
+    async def Tokenize(
+        self, request: inference_pb2.TokenizeRequest, context: Context
+    ) -> inference_pb2.TokenizeResponse:
+        async with statuses(context, self._admission):
+            ids = await asyncio.to_thread(self._tokenizer.encode, request.text, not request.omit_special)
+            return inference_pb2.TokenizeResponse(token_ids=ids)
+        raise AssertionError("a call that failed has been aborted")
+
+    async def Detokenize(
+        self, request: inference_pb2.DetokenizeRequest, context: Context
+    ) -> inference_pb2.DetokenizeResponse:
+        async with statuses(context, self._admission):
+            check_ids(request.token_ids, self._served.limits)
+            text = self._tokenizer.decode(list(request.token_ids), not request.keep_special)
+            return inference_pb2.DetokenizeResponse(text=text)
+        raise AssertionError("a call that failed has been aborted")
+
+    async def GetModel(
+        self, request: inference_pb2.GetModelRequest, context: Context
+    ) -> inference_pb2.GetModelResponse:
+        async with statuses(context, self._admission):
+            return self._served.describe()
+        raise AssertionError("a call that failed has been aborted")
+
+    async def _run(
+        self, prompt: Sequence[int], request: inference_pb2.GenerateRequest | inference_pb2.ChatRequest, arrival: float
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        model = self._served
+        job = check_job(prompt, request.sampling, request.n, request.priority, model.limits)
+        if job.stop and model.tokenizer is None:
+            raise InvalidRequest("sampling.stop needs a tokenizer, and the model has none: use stop_token_ids")
+        with self._admission.place(len(job.samplings)):
+            generation = Generation(job, self._fleet, model.tokenizer, arrival, self._recovery_s)
+            async with aclosing(generation.responses()) as responses:
+                async for response in responses:
+                    yield response
+
+    @property
+    def _served(self) -> ServedModel:
+        if self.model is None:
+            raise NoReplica("the gateway has not heard from the coordinator yet: try again in a moment")
+        return self.model
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        tokenizer = self._served.tokenizer
+        if tokenizer is None:
+            raise TokenizerMissing("the model came without a tokenizer: send token_ids")
+        return tokenizer

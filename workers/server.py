@@ -1,0 +1,184 @@
+"""Puts an engine on the network: one bidirectional stream for each gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+import grpc
+
+from phalanx.v1 import inference_pb2, replica_pb2, replica_pb2_grpc
+from workers.engine import Engine, EngineFull, EngineStopped
+from workers.request import FinishReason, Output, Request, SamplingParams
+
+_BACKLOG = 4096  # step messages a gateway may leave unread before it is dropped
+
+# Gateways ping every few seconds, to notice that this machine is gone.
+SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.so_reuseport", 0),
+]
+
+Context = grpc.aio.ServicerContext[replica_pb2.AttachRequest, replica_pb2.AttachResponse]
+
+_ENDS = {
+    FinishReason.STOP: replica_pb2.SEQUENCE_END_STOP,
+    FinishReason.LENGTH: replica_pb2.SEQUENCE_END_LENGTH,
+    FinishReason.CANCELLED: replica_pb2.SEQUENCE_END_CANCELLED,
+}
+
+
+class _Connection:
+    """A gateway. `keys` are the engine's keys of its sequences, by the gateway's own."""
+
+    def __init__(self) -> None:
+        self.outbox: asyncio.Queue[replica_pb2.AttachResponse | None] = asyncio.Queue()
+        self.keys: dict[int, int] = {}
+
+
+class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
+    """Serves `phalanx.v1.ReplicaLink` for one engine.
+
+    Hand `on_outputs` to `Engine.run`; everything else runs on the event loop that `start` was called on.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._owners: dict[int, tuple[_Connection, int]] = {}  # by the engine's key
+        self._last_key = 0
+        self._server: grpc.aio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self, host: str, port: int = 0) -> int:
+        """Listens on host:port; returns the port.
+
+        Raises:
+            RuntimeError: the address cannot be bound.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        replica_pb2_grpc.add_ReplicaLinkServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        bound = self._server.add_insecure_port(f"{host}:{port}")
+        await self._server.start()
+        return bound
+
+    async def stop(self, grace: float | None = None) -> None:
+        if self._server is not None:
+            await self._server.stop(grace)
+
+    def on_outputs(self, outputs: list[Output]) -> None:
+        """Called by the engine's thread, once a step."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._deliver, outputs)
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[replica_pb2.AttachRequest], context: Context
+    ) -> AsyncIterator[replica_pb2.AttachResponse]:
+        connection = _Connection()
+        reader = asyncio.create_task(self._read(connection, request_iterator))
+        try:
+            yield replica_pb2.AttachResponse(load=self._load())
+            while (message := await connection.outbox.get()) is not None:
+                yield message
+        finally:
+            reader.cancel()
+            for key in connection.keys.values():
+                del self._owners[key]
+                self._engine.cancel(key)
+
+    async def _read(self, connection: _Connection, requests: AsyncIterator[replica_pb2.AttachRequest]) -> None:
+        try:
+            async for request in requests:
+                if request.HasField("submit"):
+                    self._submit(connection, request.submit)
+                elif (key := connection.keys.get(request.cancel.key)) is not None:
+                    self._engine.cancel(key)
+        finally:
+            connection.outbox.put_nowait(None)
+
+    def _submit(self, connection: _Connection, submit: replica_pb2.Submit) -> None:
+        self._last_key += 1
+        key = self._last_key
+        try:
+            self._engine.submit(
+                Request(key, tuple(submit.token_ids), submit.prompt_len, _sampling(submit.sampling), submit.priority)
+            )
+        except EngineFull as error:
+            self._reject(connection, submit.key, replica_pb2.SEQUENCE_END_QUEUE_FULL, error)
+        except EngineStopped:
+            connection.outbox.put_nowait(None)  # the end of the stream sends its sequences elsewhere
+        except ValueError as error:
+            self._reject(connection, submit.key, replica_pb2.SEQUENCE_END_REJECTED, error)
+        else:
+            self._owners[key] = connection, submit.key
+            connection.keys[submit.key] = key
+
+    def _reject(
+        self, connection: _Connection, key: int, end: replica_pb2.SequenceEnd, error: Exception
+    ) -> None:
+        news = replica_pb2.SequenceNews(key=key, end=end, detail=str(error))
+        connection.outbox.put_nowait(replica_pb2.AttachResponse(news=[news], load=self._load()))
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        by_connection: defaultdict[_Connection, list[replica_pb2.SequenceNews]] = defaultdict(list)
+        for output in outputs:
+            owner = self._owners.get(output.key)
+            if owner is None:
+                continue  # its gateway has gone
+            connection, key = owner
+            by_connection[connection].append(_news(key, output))
+            if output.finish_reason is not None:
+                del self._owners[output.key], connection.keys[key]
+        load = self._load()
+        for connection, news in by_connection.items():
+            connection.outbox.put_nowait(replica_pb2.AttachResponse(news=news, load=load))
+            if connection.outbox.qsize() > _BACKLOG:
+                connection.outbox = asyncio.Queue()
+                connection.outbox.put_nowait(None)
+
+    def _load(self) -> replica_pb2.ReplicaLoad:
+        load = self._engine.load()
+        return replica_pb2.ReplicaLoad(
+            running=load.running,
+            waiting=load.waiting,
+            free_blocks=load.free_blocks,
+            total_blocks=load.total_blocks,
+            steps=load.steps,
+            generated_tokens=load.generated_tokens,
+        )
+
+
+def _sampling(message: inference_pb2.Sampling) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=message.max_tokens,
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        min_p=message.min_p,
+        seed=message.seed,
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        repetition_penalty=message.repetition_penalty,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+    )
+
+
+def _news(key: int, output: Output) -> replica_pb2.SequenceNews:
+    return replica_pb2.SequenceNews(
+        key=key,
+        first_token_index=output.first_index,
+        token_ids=output.token_ids,
+        logprobs=[
+            inference_pb2.TokenLogprob(
+                logprob=logprob.logprob,
+                top=[inference_pb2.Alternative(token_id=token, logprob=value) for token, value in logprob.top],
+            )
+            for logprob in output.logprobs
+        ],
+        end=replica_pb2.SEQUENCE_END_UNSPECIFIED if output.finish_reason is None else _ENDS[output.finish_reason],
+        cached_tokens=output.cached_tokens,
+    )
