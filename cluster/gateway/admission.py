@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 
 _WEIGHT = 0.2  # of the newest interval in the running mean
@@ -69,8 +69,6 @@ class Admission:
     async def drain(self, seconds: float) -> int:
         """Takes no more requests and waits for those there are; returns how many are left when the time is up."""
         self.draining = True
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
-        except TimeoutError:
-            pass
         return self.requests

@@ -8,7 +8,7 @@ the position alone, so the client sees the same tokens as if nothing had happene
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 from time import monotonic
 
@@ -68,7 +68,7 @@ class Generation:
             for index in range(len(job.samplings))
         }
 
-    async def responses(self) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    async def responses(self) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         """The outputs' news as they come.
 
         Raises:
@@ -152,7 +152,7 @@ class Generation:
             # The token that ends an output is not part of its text.
             stopped_by_token = reason == inference_pb2.FINISH_REASON_STOP
             text = output.detokenizer.push(tokens[:-1] if stopped_by_token else tokens)
-            if output.detokenizer.stopped:
+            if output.detokenizer.stop_token_count is not None:
                 tokens = tokens[: output.detokenizer.stop_token_count - first]
                 reason = inference_pb2.FINISH_REASON_STOP
             elif reason:

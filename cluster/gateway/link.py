@@ -57,9 +57,7 @@ class Link:
     def burden(self) -> Burden:
         return Burden(len(self._sequences), self._tokens, self._others)
 
-    def submit(
-        self, submit: replica_pb2.Submit, deliver: Callable[[replica_pb2.SequenceNews | LinkLost], None]
-    ) -> int:
+    def submit(self, submit: replica_pb2.Submit, deliver: Callable[[replica_pb2.SequenceNews | LinkLost], None]) -> int:
         """Starts a sequence and returns its key, which replaces the one in `submit`. `deliver` gets its news, the last
         of which has an `end` or is LinkLost."""
         self._last_key += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from time import monotonic
 
@@ -13,7 +13,7 @@ from cluster.gateway.fleet import Fleet
 from cluster.gateway.generation import Generation, NoReplica
 from cluster.gateway.model import ServedModel
 from cluster.gateway.requests import InvalidRequest, check_ids, check_job, check_messages, check_request_id
-from cluster.text import Tokenizer, TokenizerMissing
+from cluster.text import ChatTemplateError, Tokenizer, TokenizerMissing
 from phalanx.v1 import inference_pb2, inference_pb2_grpc
 
 
@@ -28,7 +28,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Context
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         arrival = monotonic()
         async with statuses(context, self._admission):
             check_request_id(request.request_id)
@@ -85,7 +85,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     async def _run(
         self, prompt: Sequence[int], request: inference_pb2.GenerateRequest | inference_pb2.ChatRequest, arrival: float
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         model = self._served
         job = check_job(prompt, request.sampling, request.n, request.priority, model.limits)
         if job.stop and model.tokenizer is None:

@@ -1,0 +1,41 @@
+"""`phalanx.v1.Admin`: the cluster as this gateway knows it, and draining."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from cluster.gateway.admission import Admission
+from cluster.gateway.errors import Context
+from cluster.gateway.fleet import Fleet
+from phalanx.v1 import admin_pb2, admin_pb2_grpc, registry_pb2
+
+_DEFAULT_DRAIN_S = 30
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """`news` is the coordinator's last message."""
+
+    def __init__(self, fleet: Fleet, admission: Admission, drain: Callable[[float], Awaitable[int]]) -> None:
+        self._fleet = fleet
+        self._admission = admission
+        self._drain = drain
+        self.news = registry_pb2.WatchResponse()
+
+    async def GetCluster(self, request: admin_pb2.GetClusterRequest, context: Context) -> admin_pb2.GetClusterResponse:
+        return admin_pb2.GetClusterResponse(
+            deployment=self.news.deployment,
+            plan_json=self.news.plan_json,
+            replicas=[
+                admin_pb2.ReplicaStatus(
+                    replica=replica,
+                    connected=link is not None and link.connected,
+                    load=None if link is None else link.load,
+                )
+                for replica, link in self._fleet.replicas
+            ],
+            active_requests=self._admission.requests,
+            draining=self._admission.draining,
+        )
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
+        return admin_pb2.DrainResponse(unfinished_requests=await self._drain(request.seconds or _DEFAULT_DRAIN_S))

@@ -1,0 +1,154 @@
+"""A gateway: the public gRPC services in front of a cluster's replicas. Needs no Ray in its process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cluster.gateway.admin import AdminService
+from cluster.gateway.admission import Admission
+from cluster.gateway.errors import MalformedMessages
+from cluster.gateway.fleet import Fleet
+from cluster.gateway.model import ServedModel, tokenizer_of
+from cluster.gateway.service import InferenceService
+from cluster.gateway.watch import watch_registry
+from partitioning.plan_json import plan_from_json
+from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
+
+log = logging.getLogger(__name__)
+
+_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+_GRACE_S = 5.0  # for answers that are on their way when the server stops
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """`listen` is host:port (port 0 for any), `registry` the coordinator's host:port.
+
+    `max_sequences` are generated at once, more are told to come again. A stream whose replica is lost waits up to
+    `recovery_s` seconds for another. `tokenizer` is a checkpoint to take the tokenizer from, when the model's own path
+    is not visible on this machine.
+    """
+
+    listen: str
+    registry: str
+    max_sequences: int = 1024
+    recovery_s: float = 120.0
+    tokenizer: str | None = None
+
+
+class GatewayError(RuntimeError):
+    """A gateway that cannot start. The message names the remedy."""
+
+
+class Gateway:
+    """`start` it, `stop` it; `on_news` is called with every message of the coordinator."""
+
+    def __init__(
+        self, config: GatewayConfig, on_news: Callable[[registry_pb2.WatchResponse], None] = lambda news: None
+    ) -> None:
+        self._config = config
+        self._on_news = on_news
+        self._admission = Admission(config.max_sequences)
+        self._fleet = Fleet(self._update_health)
+        self._inference = InferenceService(self._fleet, self._admission, config.recovery_s)
+        self._admin = AdminService(self._fleet, self._admission, self.drain)
+        self._health = health.aio.HealthServicer()
+        self._ready = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = grpc.aio.server(
+            interceptors=[MalformedMessages()],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+            ],
+        )
+
+    async def start(self) -> int:
+        """Listens, and follows the registry; returns the port.
+
+        Raises:
+            GatewayError: the address cannot be listened on.
+        """
+        inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, self._server)  # type: ignore[no-untyped-call]
+        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        await self._set_health(False)
+        try:
+            port = self._server.add_insecure_port(self._config.listen)
+        except RuntimeError as error:
+            raise GatewayError(
+                f"cannot listen on {self._config.listen}: the port is taken or the address is not this machine's; "
+                "choose another with --listen HOST:PORT"
+            ) from error
+        await self._server.start()
+        self._spawn(watch_registry(self._config.registry, f"gateway-{uuid.uuid4().hex[:8]}", self._take))
+        return port
+
+    async def ready(self) -> None:
+        """Returns when a request can be answered."""
+        await self._ready.wait()
+
+    async def drain(self, seconds: float) -> int:
+        """Takes no more requests and lets those there are finish; returns how many have not after `seconds`."""
+        self._admission.draining = True
+        self._update_health()
+        return await self._admission.drain(seconds)
+
+    async def stop(self) -> None:
+        """Ends everything at once; drain before."""
+        for task in self._tasks:
+            task.cancel()
+        await self._fleet.close()
+        await self._server.stop(_GRACE_S)
+
+    async def _take(self, news: registry_pb2.WatchResponse) -> None:
+        if news.plan_json and news.plan_json != self._admin.news.plan_json:
+            self._inference.model = await asyncio.to_thread(self._read_model, news)
+        self._admin.news = news
+        self._fleet.update(news.replicas)
+        self._on_news(news)
+
+    def _read_model(self, news: registry_pb2.WatchResponse) -> ServedModel:
+        plan, engine = plan_from_json(news.plan_json), json.loads(news.engine_json)
+        return ServedModel(
+            plan,
+            engine["max_model_len"],
+            tuple(engine["eos_token_ids"]),
+            tokenizer_of(self._config.tokenizer or plan.model_path),
+        )
+
+    def _update_health(self) -> None:
+        ready = bool(self._fleet.usable) and not self._admission.draining
+        if ready:
+            self._ready.set()
+        else:
+            self._ready.clear()
+        self._spawn(self._set_health(ready))
+
+    async def _set_health(self, ready: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", _INFERENCE):
+            await self._health.set(service, status)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the gateway can no longer follow the cluster", exc_info=error)
