@@ -1,0 +1,53 @@
+"""What a call can fail with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+
+class PhalanxError(Exception):
+    """A call that failed; `code` is its gRPC status code."""
+
+    def __init__(self, code: grpc.StatusCode, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class InvalidRequest(PhalanxError):
+    """The request can never succeed; the message names the field and the remedy."""
+
+
+class Overloaded(PhalanxError):
+    """The cluster's queue is full; `retry_after_s` is when it is worth trying again."""
+
+    retry_after_s: float = 1.0
+
+
+class Unavailable(PhalanxError):
+    """Nothing answers at the address, no replica is ready, or the gateway is shutting down."""
+
+
+class DeadlineExceeded(PhalanxError):
+    """The call took longer than its timeout."""
+
+
+_KINDS = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.FAILED_PRECONDITION: InvalidRequest,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+}
+
+
+def from_rpc(error: Any) -> PhalanxError:
+    """The error of a failed call (grpc.RpcError or grpc.aio.AioRpcError)."""
+    code = error.code()
+    wrapped = _KINDS.get(code, PhalanxError)(code, error.details() or code.name)
+    if isinstance(wrapped, Overloaded):
+        for key, value in error.trailing_metadata() or ():
+            if key == "retry-after-ms":
+                wrapped.retry_after_s = int(value) / 1000
+    return wrapped
