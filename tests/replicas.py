@@ -13,6 +13,7 @@ from partitioning.model_spec import DType
 from partitioning.plan import Plan
 from partitioning.planner import make_plan
 from partitioning.topology import local_topology
+from workers.engine import Engine
 from workers.local import LocalReplica
 from workers.rank import Rank
 from workers.request import EngineConfig, FinishReason, Output, Request, SamplingParams
@@ -40,8 +41,8 @@ def config_for(plan: Plan, **options: object) -> EngineConfig:
 
 
 @contextmanager
-def thread_replica(plan: Plan, config: EngineConfig) -> Iterator[LocalReplica]:
-    """Starts every rank of `plan` in a thread; yields the running replica."""
+def rank_threads(plan: Plan, config: EngineConfig) -> Iterator[Engine]:
+    """Starts every rank of `plan` in a thread but for the first, whose engine is yielded, to be run by the caller."""
     ranks = [Rank(plan, number, config) for number in range(len(plan.ranks))]
     port = ranks[0].open_store(HOST)
     epoch = uuid.uuid4().hex
@@ -61,16 +62,25 @@ def thread_replica(plan: Plan, config: EngineConfig) -> Iterator[LocalReplica]:
         thread.start()
     ranks[0].join(HOST, port, epoch)
     ranks[0].load()
-    replica = LocalReplica(ranks[0].engine, ())
     try:
-        yield replica
+        yield ranks[0].engine
     finally:
-        replica.stop()
         for thread in threads:
             thread.join(timeout=30)
         for rank in ranks:
             rank.close()
     assert not failures
+
+
+@contextmanager
+def thread_replica(plan: Plan, config: EngineConfig) -> Iterator[LocalReplica]:
+    """A running replica of threads."""
+    with rank_threads(plan, config) as engine:
+        replica = LocalReplica(engine, ())
+        try:
+            yield replica
+        finally:
+            replica.stop()
 
 
 def generate(

@@ -115,9 +115,7 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
             self._owners[key] = connection, submit.key
             connection.keys[submit.key] = key
 
-    def _reject(
-        self, connection: _Connection, key: int, end: replica_pb2.SequenceEnd, error: Exception
-    ) -> None:
+    def _reject(self, connection: _Connection, key: int, end: replica_pb2.SequenceEnd, error: Exception) -> None:
         news = replica_pb2.SequenceNews(key=key, end=end, detail=str(error))
         connection.outbox.put_nowait(replica_pb2.AttachResponse(news=[news], load=self._load()))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -91,20 +93,29 @@ class Link:
 
     async def _attach(self) -> None:
         async with grpc.aio.insecure_channel(self.replica.address, options=_CHANNEL_OPTIONS) as channel:
-            stub = replica_pb2_grpc.ReplicaLinkStub(channel)  # type: ignore[no-untyped-call]
-            async for message in stub.Attach(self._requests()):
-                if not self.connected:
-                    self.connected = True
-                    self._on_change()
-                for news in message.news:
-                    self._deliver(news)
-                self.load = message.load
-                self._others = max(0, message.load.running + message.load.waiting - len(self._sequences))
+            call = replica_pb2_grpc.ReplicaLinkStub(channel).Attach()  # type: ignore[no-untyped-call]
+            writer = asyncio.create_task(self._write(call))
+            try:
+                while (message := await call.read()) is not grpc.aio.EOF:
+                    self._take(message)
+            finally:
+                writer.cancel()
+                await asyncio.wait([writer])
 
-    async def _requests(self) -> AsyncIterator[replica_pb2.AttachRequest]:
-        outbox = self._outbox
-        while True:
-            yield await outbox.get()
+    async def _write(self, call: Any) -> None:
+        # A write fails when the stream has ended, and then so does the read.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                await call.write(await self._outbox.get())
+
+    def _take(self, message: replica_pb2.AttachResponse) -> None:
+        if not self.connected:
+            self.connected = True
+            self._on_change()
+        for news in message.news:
+            self._deliver(news)
+        self.load = message.load
+        self._others = max(0, message.load.running + message.load.waiting - len(self._sequences))
 
     def _deliver(self, news: replica_pb2.SequenceNews) -> None:
         ended = news.end != replica_pb2.SEQUENCE_END_UNSPECIFIED

@@ -1,0 +1,46 @@
+"""`phalanx …`: one file of `cluster/commands/` for each command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cluster.commands import ask, chat, demo, gateway, generate, models, plan, serve, status
+
+_OURS = ("cluster", "partitioning", "workers", "phalanx")
+
+app = typer.Typer(
+    name="phalanx",
+    help="Serve one large language model over many machines.",
+    epilog="Start here: phalanx models pull smollm2, then phalanx serve smollm2 --tp 2",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve")(serve.serve)
+app.command("gateway")(gateway.gateway)
+app.command("status")(status.status)
+app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
+app.command("plan")(plan.plan)
+app.add_typer(models.app, name="models")
+app.command("demo", hidden=True)(demo.demo)
+
+
+def main() -> None:
+    """Runs the command line. An error of ours is one sentence on standard error and exit status 1."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _OURS:
+            raise
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

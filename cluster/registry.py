@@ -1,0 +1,63 @@
+"""`phalanx.v1.Registry`: tells gateways where the replicas are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+
+from phalanx.v1 import registry_pb2, registry_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+class Registry(registry_pb2_grpc.RegistryServicer):
+    """Holds the state of the deployment and sends every change to all who watch. Lives on one event loop."""
+
+    def __init__(self, deployment: str) -> None:
+        self._state = registry_pb2.WatchResponse(deployment=deployment)
+        self._changed = asyncio.Event()
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, host: str, port: int = 0) -> int:
+        """Listens on host:port; returns the port. Raises RuntimeError when it cannot."""
+        self._server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000)]
+        )
+        registry_pb2_grpc.add_RegistryServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        bound = self._server.add_insecure_port(f"{host}:{port}")
+        await self._server.start()
+        return bound
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+
+    def set_model(self, plan_json: str, engine_json: str) -> None:
+        """What is served: the plan and the engine's configuration, as JSON."""
+        self._state.plan_json, self._state.engine_json = plan_json, engine_json
+        self._notify()
+
+    def set_replicas(self, replicas: Iterable[registry_pb2.Replica]) -> None:
+        """All replicas, ready or not."""
+        del self._state.replicas[:]
+        self._state.replicas.extend(replicas)
+        self._notify()
+
+    async def Watch(
+        self, request: registry_pb2.WatchRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[registry_pb2.WatchResponse]:
+        log.info("%s follows the cluster", request.gateway_id)
+        while True:
+            changed = self._changed
+            state = registry_pb2.WatchResponse()
+            state.CopyFrom(self._state)
+            yield state
+            await changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

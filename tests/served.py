@@ -1,0 +1,78 @@
+"""A gateway in front of real replicas whose ranks are threads of the test's process: all but Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from cluster.gateway.server import Gateway, GatewayConfig
+from cluster.registry import Registry
+from partitioning.plan import Plan
+from partitioning.plan_json import plan_to_json
+from phalanx.v1 import registry_pb2
+from tests.replicas import HOST, rank_threads
+from workers.engine import Engine
+from workers.request import EngineConfig
+from workers.server import ReplicaServer
+
+
+@dataclass
+class Served:
+    """`engines` by replica; `lose` ends the network side of one and tells the gateway, as when its machine died."""
+
+    address: str
+    gateway: Gateway
+    registry: Registry
+    replicas: dict[int, registry_pb2.Replica] = field(default_factory=dict)
+    engines: dict[int, Engine] = field(default_factory=dict)
+    servers: dict[int, ReplicaServer] = field(default_factory=dict)
+
+    async def lose(self, replica: int) -> None:
+        await self.servers[replica].stop()
+        self.replicas.pop(replica)
+        self.registry.set_replicas(self.replicas.values())
+
+
+@asynccontextmanager
+async def served(plan: Plan, config: EngineConfig, replicas: int = 1, **options: object) -> AsyncIterator[Served]:
+    """Serves `plan` with so many replicas; `options` are those of GatewayConfig."""
+    async with AsyncExitStack() as stack:
+        registry = Registry("test")
+        port = await registry.start(HOST)
+        stack.push_async_callback(registry.stop)
+        gateway = Gateway(GatewayConfig(f"{HOST}:0", f"{HOST}:{port}", **options))  # type: ignore[arg-type]
+        result = Served(f"{HOST}:{await gateway.start()}", gateway, registry)
+        stack.push_async_callback(gateway.stop)
+        for number in range(replicas):
+            await stack.enter_async_context(_replica(result, number, plan, config))
+        registry.set_model(plan_to_json(plan), json.dumps(dataclasses.asdict(config)))
+        registry.set_replicas(result.replicas.values())
+        async with asyncio.timeout(30):
+            await gateway.ready()
+            while len(gateway._fleet.usable) < replicas:
+                await asyncio.sleep(0.01)
+        yield result
+
+
+@asynccontextmanager
+async def _replica(result: Served, number: int, plan: Plan, config: EngineConfig) -> AsyncIterator[None]:
+    ranks = rank_threads(plan, config)
+    engine = await asyncio.to_thread(ranks.__enter__)
+    server = ReplicaServer(engine)
+    port = await server.start(HOST)
+    run = asyncio.create_task(asyncio.to_thread(engine.run, server.on_outputs))
+    result.engines[number], result.servers[number] = engine, server
+    result.replicas[number] = registry_pb2.Replica(
+        id=number, epoch=1, address=f"{HOST}:{port}", state=registry_pb2.REPLICA_STATE_READY
+    )
+    try:
+        yield
+    finally:
+        await server.stop()
+        engine.stop()
+        await run
+        await asyncio.to_thread(ranks.__exit__, None, None, None)
