@@ -9,6 +9,9 @@ from rich.text import Text
 
 from partitioning.plan import Plan, Span
 
+# The table wants this many columns; narrower output (a pipe, a log) would cut its cells short.
+TABLE_WIDTH = 150
+
 # A longer table is no help; the JSON has every rank.
 _MOST_RANKS = 64
 

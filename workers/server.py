@@ -59,7 +59,7 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         """
         self._loop = asyncio.get_running_loop()
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        replica_pb2_grpc.add_ReplicaLinkServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        replica_pb2_grpc.add_ReplicaLinkServicer_to_server(self, self._server)
         bound = self._server.add_insecure_port(f"{host}:{port}")
         await self._server.start()
         return bound
@@ -103,7 +103,9 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         key = self._last_key
         try:
             self._engine.submit(
-                Request(key, tuple(submit.token_ids), submit.prompt_len, _sampling(submit.sampling), submit.priority)
+                Request(
+                    key, tuple(submit.token_ids), submit.prompt_len, sampling_params(submit.sampling), submit.priority
+                )
             )
         except EngineFull as error:
             self._reject(connection, submit.key, replica_pb2.SEQUENCE_END_QUEUE_FULL, error)
@@ -148,7 +150,8 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         )
 
 
-def _sampling(message: inference_pb2.Sampling) -> SamplingParams:
+def sampling_params(message: inference_pb2.Sampling) -> SamplingParams:
+    """The parameters that a complete message states."""
     return SamplingParams(
         max_tokens=message.max_tokens,
         temperature=message.temperature,

@@ -12,12 +12,10 @@ from cluster.models import resolve_model
 from partitioning.devices import known_devices, parse_topology
 from partitioning.model_spec import DType, ModelSpec
 from partitioning.plan_json import plan_to_json
-from partitioning.plan_table import plan_table
+from partitioning.plan_table import TABLE_WIDTH, plan_table
 from partitioning.planner import auto_plan, make_plan
 from partitioning.topology import local_topology, usable_cores
 
-# The table wants this many columns; narrower output (a pipe, a log) would cut its cells short.
-_TABLE_WIDTH = 150
 _DEVICES_HELP = (
     "Devices of a node, such as 8xH100; a comma separates kinds of node, a plus unlike devices of one. "
     f"Known: {', '.join(known_devices())}. Without it: this machine's CPU."
@@ -100,7 +98,7 @@ def plan(
     if json:
         typer.echo(text, nl=False)
     else:
-        Console(width=max(Console().width, _TABLE_WIDTH)).print(plan_table(made))
+        Console(width=max(Console().width, TABLE_WIDTH)).print(plan_table(made))
 
 
 def _model_spec(path: Path) -> ModelSpec:

@@ -93,7 +93,7 @@ class Link:
 
     async def _attach(self) -> None:
         async with grpc.aio.insecure_channel(self.replica.address, options=_CHANNEL_OPTIONS) as channel:
-            call = replica_pb2_grpc.ReplicaLinkStub(channel).Attach()  # type: ignore[no-untyped-call]
+            call = replica_pb2_grpc.ReplicaLinkStub(channel).Attach()
             writer = asyncio.create_task(self._write(call))
             try:
                 while (message := await call.read()) is not grpc.aio.EOF:

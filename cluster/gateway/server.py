@@ -79,8 +79,8 @@ class Gateway:
         Raises:
             GatewayError: the address cannot be listened on.
         """
-        inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, self._server)  # type: ignore[no-untyped-call]
-        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, self._server)  # type: ignore[no-untyped-call]
+        inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, self._server)
+        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server

@@ -29,7 +29,7 @@ async def watch_registry(
     while True:
         try:
             async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
-                stub = registry_pb2_grpc.RegistryStub(channel)  # type: ignore[no-untyped-call]
+                stub = registry_pb2_grpc.RegistryStub(channel)
                 async for message in stub.Watch(registry_pb2.WatchRequest(gateway_id=gateway_id)):
                     away = False
                     await take(message)

@@ -19,8 +19,8 @@ class AsyncClient:
     def __init__(self, address: str = "127.0.0.1:50051", timeout: float | None = None) -> None:
         self._channel = grpc.aio.insecure_channel(address)
         self._timeout = timeout
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._admin = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminStub(self._channel)
 
     async def generate(
         self, prompt: Prompt, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]

@@ -23,8 +23,8 @@ class Client:
     def __init__(self, address: str = "127.0.0.1:50051", timeout: float | None = None) -> None:
         self._channel = grpc.insecure_channel(address)
         self._timeout = timeout
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._admin = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminStub(self._channel)
 
     def generate(
         self, prompt: Prompt, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]

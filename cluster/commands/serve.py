@@ -1,0 +1,72 @@
+"""`phalanx serve`: a deployment on a Ray cluster, with a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.spec import DeploymentSpec
+from partitioning.model_spec import DType
+
+_YAML = (".yaml", ".yml")
+
+
+def serve(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|SPEC.yaml", help="A folder, GGUF file or known name; or a deployment's YAML."),
+    ],
+    tp: Annotated[int | None, typer.Option(help="Ranks that share each layer; any number.")] = None,
+    pp: Annotated[int | None, typer.Option(help="Stages the layers are divided into.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the model.")] = None,
+    auto: Annotated[bool | None, typer.Option("--auto", help="Search for the quickest tp, pp and replicas.")] = None,
+    devices: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    dtype: Annotated[DType | None, typer.Option(help="Float type of weights and KV cache.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
+    kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of a replica's KV cache.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the deployment, unique in the cluster.")] = None,
+    listen: Annotated[str | None, typer.Option(help="Where the gateway listens, as HOST:PORT.")] = None,
+) -> None:
+    """Serve MODEL, cut as asked, until Ctrl-C or SIGTERM.
+
+    Joins the Ray cluster at RAY_ADDRESS, or starts one on this machine. A YAML file can say more than the options do
+    (see docs/deployment.md); options win over the file. On a cluster: ray job submit --working-dir . -- python -m
+    cluster.cli serve MODEL --tp 2 --pp 2
+    """
+    given = {
+        "tp": tp,
+        "pp": pp,
+        "replicas": replicas,
+        "auto": auto,
+        "devices": devices,
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "kv_cache_tokens": kv_cache_tokens,
+        "name": name,
+        "listen": listen,
+    }
+    fields: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if target.endswith(_YAML):
+        spec = DeploymentSpec.read(Path(target), **fields)
+    else:
+        spec = DeploymentSpec.of({"model": target, **fields})
+    asyncio.run(_serve(spec))
+
+
+async def _serve(spec: DeploymentSpec) -> None:
+    # Ray and torch take seconds to import.
+    from cluster.deployment import checked, deployment
+
+    async with deployment(checked(spec), _say) as (address, over):
+        _say(f"{spec.name} is ready at {address}. Ctrl-C stops it. Try:")
+        _say(f'  phalanx ask "What is the capital of France?" --address {address}')
+        _say(f"  phalanx status --address {address}")
+        await over
+    _say("stopped")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,58 @@
+"""`phalanx status`: plan, replicas, epochs and load."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from google.protobuf.json_format import MessageToJson
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cluster.commands.ask import DEFAULT_ADDRESS, AddressOption
+from partitioning.plan_json import plan_from_json
+from partitioning.plan_table import TABLE_WIDTH, plan_table
+from phalanx import Client
+from phalanx.v1 import admin_pb2, registry_pb2
+
+
+def status(
+    address: AddressOption = DEFAULT_ADDRESS,
+    json: Annotated[bool, typer.Option("--json", help="Print the state as JSON.")] = False,
+) -> None:
+    """Show the plan, the replicas and their load, as a gateway knows them."""
+    with Client(address, timeout=10) as client:
+        cluster = client.cluster()
+    if json:
+        typer.echo(MessageToJson(cluster, preserving_proto_field_name=True))
+        return
+    console = Console(width=max(Console().width, TABLE_WIDTH))
+    if cluster.plan_json:
+        console.print(plan_table(plan_from_json(cluster.plan_json)))
+    state = "draining" if cluster.draining else "serving"
+    console.print(f"\n{cluster.deployment}: {state}, {cluster.active_requests} requests at this gateway", style="bold")
+    console.print(_replicas(cluster))
+
+
+def _replicas(cluster: admin_pb2.GetClusterResponse) -> Table:
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD)
+    for name in ("replica", "epoch", "state", "address", "running", "waiting", "KV blocks free", "tokens", "ranks"):
+        table.add_column(name)
+    for entry in cluster.replicas:
+        replica, load = entry.replica, entry.load
+        state = registry_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower()
+        if state == "ready" and not entry.connected:
+            state = "not reachable from this gateway"
+        table.add_row(
+            str(replica.id),
+            str(replica.epoch),
+            f"{state}: {replica.detail}",
+            replica.address or "–",
+            str(load.running),
+            str(load.waiting),
+            f"{load.free_blocks:,} of {load.total_blocks:,}",
+            f"{load.generated_tokens:,}",
+            " ".join(f"{rank.node}:{rank.pid}" for rank in replica.ranks),
+        )
+    return table

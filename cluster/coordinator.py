@@ -1,0 +1,142 @@
+"""The coordinator: a named Ray actor that plans the deployment and keeps its replicas alive.
+
+It belongs to the job that serves: when that job ends, in whatever way, Ray removes the coordinator, and with it the
+ranks and placement groups that it owns. Nothing is left behind even when `phalanx serve` is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import ray
+
+from cluster.registry import Registry
+from cluster.replica import Blueprint, ReplicaLife
+from cluster.spec import DeploymentSpec
+from cluster.topology import ray_nodes, topology_of
+from partitioning.checkpoint import open_checkpoint
+from partitioning.plan import Plan
+from partitioning.plan_json import plan_to_json
+from partitioning.planner import auto_plan, make_plan
+from partitioning.settings import default_model_len
+from workers.request import EngineConfig
+
+NAMESPACE = "phalanx"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Where the registry is, as host:port, and the plan."""
+
+    registry: str
+    plan_json: str
+
+
+def actor_name(deployment: str) -> str:
+    return f"coordinator:{deployment}"
+
+
+class Coordinator:
+    """The actor. `open` it, wait for it to have `started`, `close` it."""
+
+    def __init__(self, spec_json: str) -> None:
+        self._spec = DeploymentSpec.model_validate_json(spec_json)
+        self._registry = Registry(self._spec.name)
+        self._replicas: list[ReplicaLife] = []
+        self._lives: list[asyncio.Task[None]] = []
+        self._closed = asyncio.Event()
+
+    async def open(self) -> Opened:
+        """Plans, and begins to build the replicas.
+
+        Raises:
+            PlanError: it does not fit the cluster; the message says what is missing.
+            CheckpointError: the model cannot be read on this node.
+        """
+        nodes = ray_nodes()
+        plan = self._plan()
+        engine_json = json.dumps(dataclasses.asdict(self._engine_config(plan)))
+        blueprint = Blueprint(self._spec.name, plan, plan_to_json(plan), engine_json)
+        host = "127.0.0.1" if len(nodes) == 1 else ray.util.get_node_ip_address()
+        port = await self._registry.start(host)
+        self._registry.set_model(blueprint.plan_json, engine_json)
+        self._replicas = [ReplicaLife(number, blueprint, self._publish) for number in range(plan.replicas)]
+        self._lives = [asyncio.create_task(replica.live()) for replica in self._replicas]
+        return Opened(f"{host}:{port}", blueprint.plan_json)
+
+    async def started(self) -> None:
+        """Returns when every replica has been ready once.
+
+        Raises:
+            ReplicaError: one could not be built.
+        """
+        await asyncio.gather(*(replica.first for replica in self._replicas))
+
+    async def close(self) -> None:
+        """Ends the replicas, and leaves no actor or placement group behind."""
+        for life in self._lives:
+            life.cancel()
+        await asyncio.gather(*self._lives, return_exceptions=True)
+        await asyncio.gather(*(replica.stop() for replica in self._replicas))
+        await self._registry.stop()
+        self._closed.set()
+
+    async def until_closed(self) -> None:
+        """Returns after `close`; a caller notices by it when this actor dies."""
+        await self._closed.wait()
+
+    def _plan(self) -> Plan:
+        spec = self._spec
+        with open_checkpoint(spec.model) as checkpoint:
+            model = checkpoint.spec
+        tp, pp, replicas = spec.tp or 1, spec.pp or 1, spec.replicas or 1
+        topology = topology_of(
+            ray_nodes(), spec.devices, None if spec.auto else tp, None if spec.auto else tp * pp * replicas
+        )
+        if spec.auto:
+            return auto_plan(
+                model,
+                spec.model,
+                topology,
+                replicas=spec.replicas,
+                concurrency=spec.concurrency,
+                dtype=spec.dtype,
+                max_model_len=spec.max_model_len,
+                max_batch_tokens=spec.max_batch_tokens,
+                kv_block_size=spec.kv_block_size,
+                kv_cache_tokens=spec.kv_cache_tokens,
+                memory_fraction=spec.memory_fraction,
+            )
+        return make_plan(
+            model,
+            spec.model,
+            topology,
+            tp=tp,
+            pp=pp,
+            replicas=replicas,
+            dtype=spec.dtype,
+            max_model_len=spec.max_model_len,
+            max_batch_tokens=spec.max_batch_tokens,
+            kv_block_size=spec.kv_block_size,
+            kv_cache_tokens=spec.kv_cache_tokens,
+            memory_fraction=spec.memory_fraction,
+            layer_split=spec.layer_split,
+        )
+
+    def _engine_config(self, plan: Plan) -> EngineConfig:
+        spec = self._spec
+        return EngineConfig(
+            max_running=spec.max_running,
+            max_waiting=spec.max_waiting,
+            max_batch_tokens=spec.max_batch_tokens,
+            max_model_len=spec.max_model_len or default_model_len(plan.model),
+            prefix_caching=spec.prefix_caching,
+            collective_timeout_s=spec.collective_timeout_s,
+            eos_token_ids=plan.model.eos_token_ids,
+        )
+
+    def _publish(self) -> None:
+        self._registry.set_replicas([replica.state for replica in self._replicas])

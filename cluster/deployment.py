@@ -1,0 +1,187 @@
+"""`phalanx serve`: a deployment from its start to its last process, with a gateway beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from cluster.coordinator import NAMESPACE, Coordinator, Opened, actor_name
+from cluster.gateway.server import Gateway, GatewayConfig
+from cluster.models import resolve_model
+from cluster.spec import DeploymentSpec
+from cluster.text import TokenizerMissing, load_tokenizer
+from partitioning.checkpoint import open_checkpoint
+from partitioning.topology import usable_cores
+from phalanx.v1 import registry_pb2
+
+log = logging.getLogger(__name__)
+
+_CLOSE_S = 20.0
+_OBJECT_STORE_BYTES = 100 << 20  # of a local cluster: nothing large goes through Ray
+
+Say = Callable[[str], None]
+
+
+class DeployError(RuntimeError):
+    """A deployment that cannot start. The message names the cause and the remedy."""
+
+
+def checked(spec: DeploymentSpec) -> DeploymentSpec:
+    """The spec with its model's path, once the checkpoint is known to be readable: before anything is started.
+
+    Raises:
+        ModelError, CheckpointError, TokenizerError: what is wrong with it.
+    """
+    path = resolve_model(spec.model).resolve()
+    open_checkpoint(path).close()
+    with suppress(TokenizerMissing):  # the gateway says so
+        load_tokenizer(path)
+    return spec.model_copy(update={"model": str(path)})
+
+
+class Interrupted(Exception):
+    """Stopped by a signal before it was ready."""
+
+
+@asynccontextmanager
+async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str, Awaitable[None]]]:
+    """Serves `spec`, whose model is `checked`; yields the gateway's address, and something to await: it returns at
+    the first Ctrl-C or SIGTERM. At the end requests are drained, and everything that was started is ended.
+
+    Raises:
+        PlanError: it does not fit the cluster.
+        DeployError: no Ray cluster, the name is taken, a replica cannot be built, or (from what is awaited) the
+            coordinator died.
+        GatewayError: the gateway's address cannot be listened on.
+        Interrupted: by a signal, while it started.
+    """
+    _connect(spec, say)
+    try:
+        stop = _stop_signal()
+        coordinator = _create_coordinator(spec)
+        try:
+            opened: Opened = await _ask(coordinator.open.remote())
+            say(f"planned; further gateways: phalanx gateway --registry {opened.registry}")
+            gateway = Gateway(
+                GatewayConfig(spec.listen, opened.registry, spec.max_sequences, spec.recovery_s), _Progress(say)
+            )
+            try:
+                port = await gateway.start()
+                await _unless(stop, _ask(coordinator.started.remote()))
+                await _unless(stop, gateway.ready())
+                yield f"{spec.listen.rpartition(':')[0]}:{port}", _until_over(stop, coordinator)
+                say("draining: requests may finish, new ones are not taken (Ctrl-C again ends them)")
+                if left := await gateway.drain(spec.drain_s):
+                    say(f"{left} requests had not finished after {spec.drain_s:g} s")
+            finally:
+                await gateway.stop()
+        finally:
+            with suppress(RayActorError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await coordinator.close.remote()
+            ray.kill(coordinator)
+    finally:
+        ray.shutdown()
+
+
+def _stop_signal() -> asyncio.Event:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one ends the process as it usually would."""
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        event.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    return event
+
+
+async def _unless(stop: asyncio.Event, call: Awaitable[None]) -> None:
+    task, stopped = asyncio.ensure_future(call), asyncio.ensure_future(stop.wait())
+    await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not task.done():
+        task.cancel()
+        raise Interrupted("stopped before it was ready")
+    await task
+
+
+async def _until_over(stop: asyncio.Event, coordinator: Any) -> None:
+    with suppress(Interrupted):
+        await _unless(stop, _ask(coordinator.until_closed.remote()))
+
+
+def _connect(spec: DeploymentSpec, say: Say) -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.WARNING}
+    try:
+        if address:
+            say(f"joining the Ray cluster at {address}")
+            ray.init(address=address, **common)
+            return
+        say("starting a Ray cluster on this machine (set RAY_ADDRESS to join one)")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ranks = (spec.tp or 1) * (spec.pp or 1) * (spec.replicas or 1)
+        ray.init(
+            address="local",
+            # More ranks than cores are slow, and fine for a trial.
+            num_cpus=max(usable_cores(), ranks),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            **common,
+        )
+    except Exception as error:  # Ray raises many kinds
+        where = f"join the Ray cluster at {address}" if address else "start a Ray cluster on this machine"
+        token = " If the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)."
+        raise DeployError(f"cannot {where}: {error}.{token if address else ''}") from error
+
+
+def _create_coordinator(spec: DeploymentSpec) -> Any:
+    try:
+        return (
+            ray.remote(Coordinator)
+            .options(name=actor_name(spec.name), num_cpus=0, max_concurrency=100)
+            .remote(spec.model_dump_json())
+        )
+    except ValueError as error:
+        raise DeployError(
+            f"a deployment named {spec.name} is running on this cluster already: stop it, or choose another --name"
+        ) from error
+
+
+async def _ask(call: Any) -> Any:
+    """The answer of the coordinator, or the error it had, as if it had been raised here."""
+    try:
+        return await call
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayActorError as error:
+        raise DeployError(f"the coordinator died: {error}") from error
+
+
+class _Progress:
+    """Says what becomes of the replicas."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._started = monotonic()
+        self._known: dict[int, str] = {}
+
+    def __call__(self, news: registry_pb2.WatchResponse) -> None:
+        for replica in news.replicas:
+            what = f"replica {replica.id}, epoch {replica.epoch}: {replica.detail}"
+            if replica.detail and self._known.get(replica.id) != what:
+                self._known[replica.id] = what
+                self._say(f"[{monotonic() - self._started:5.1f} s] {what}")

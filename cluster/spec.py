@@ -1,0 +1,94 @@
+"""DeploymentSpec: the one description of a deployment. YAML files and command-line flags are views of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from partitioning.model_spec import DType
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SpecError(ValueError):
+    """A deployment that makes no sense. The message names the field and what it may be."""
+
+
+class DeploymentSpec(BaseModel):
+    """What to serve, how to cut it, and where to listen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Annotated[str, Field(description="A Hugging Face folder, a GGUF file, or the name of a known model.")]
+    name: Annotated[
+        str,
+        Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="Of the deployment, unique in the cluster."),
+    ] = "phalanx"
+
+    tp: Annotated[Positive | None, Field(description="Ranks that share each layer; any number. Default 1.")] = None
+    pp: Annotated[Positive | None, Field(description="Stages the layers are divided into. Default 1.")] = None
+    replicas: Annotated[Positive | None, Field(description="Copies of the model. Default 1.")] = None
+    auto: Annotated[bool, Field(description="Search for the quickest tp, pp and replicas.")] = False
+    concurrency: Annotated[Positive, Field(description="With auto: simultaneous requests to be quick for.")] = 32
+    layer_split: Annotated[tuple[Positive, ...] | None, Field(description="Layers of each stage.")] = None
+    devices: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="What ranks run on; auto: GPUs where there are any.")
+    ] = "auto"
+
+    dtype: Annotated[DType | None, Field(description="Of weights and KV cache. Default: the checkpoint's.")] = None
+    max_model_len: Annotated[
+        Positive | None, Field(description="Longest sequence in tokens. Default: the model's, at most 8192.")
+    ] = None
+    max_batch_tokens: Annotated[Positive, Field(description="Tokens computed in one step at most.")] = 512
+    kv_block_size: Annotated[Positive, Field(description="Tokens in a KV block.")] = 16
+    kv_cache_tokens: Annotated[
+        Positive | None, Field(description="Size of a replica's KV cache. Default: what memory leaves.")
+    ] = None
+    memory_fraction: Annotated[
+        float, Field(gt=0, le=1, description="Share of a device's memory that a rank may use.")
+    ] = 0.9
+
+    max_running: Annotated[Positive, Field(description="Sequences in a replica's running batch at most.")] = 64
+    max_waiting: Annotated[Positive, Field(description="Sequences that may wait at a replica.")] = 1024
+    prefix_caching: Annotated[bool, Field(description="Reuse KV blocks of equal beginnings.")] = True
+    collective_timeout_s: Annotated[
+        float, Field(gt=0, description="How long a rank waits for another before the replica counts as lost.")
+    ] = 120.0
+
+    listen: Annotated[str, Field(description="Where the gateway listens, as host:port.")] = "127.0.0.1:50051"
+    max_sequences: Annotated[Positive, Field(description="Sequences a gateway takes on at once.")] = 1024
+    recovery_s: Annotated[
+        float, Field(gt=0, description="How long a stream whose replica is lost waits for another.")
+    ] = 120.0
+    drain_s: Annotated[
+        float, Field(ge=0, description="How long requests may take to finish when the deployment is stopped.")
+    ] = 30.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.auto and (self.tp or self.pp or self.layer_split):
+            raise ValueError("auto chooses tp, pp and layer_split: leave these out")
+        return self
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """A checked spec. Raises SpecError."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in error.errors()]
+            raise SpecError(f"the deployment makes no sense: {'; '.join(faults)}") from error
+
+    @classmethod
+    def read(cls, file: Path, **overrides: Any) -> Self:
+        """The spec in a YAML file, with some fields replaced. Raises SpecError."""
+        try:
+            fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SpecError(f"cannot read {file}: {error}") from error
+        if not isinstance(fields, dict):
+            raise SpecError(f"{file} has to be a YAML mapping with at least the key model")
+        return cls.of({**fields, **overrides})
