@@ -41,7 +41,7 @@ def read_jobs(
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BatchError(f"cannot read {file}: {error}") from error
-    for number, text in enumerate(content.splitlines()):
+    for number, text in enumerate(content.split("\n")):
         if not text.strip():
             continue
         try:

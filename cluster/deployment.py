@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -53,13 +54,13 @@ class Interrupted(Exception):
 
 
 @asynccontextmanager
-async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str, Awaitable[None]]]:
-    """Serves `spec`, whose model is `checked`; yields the gateway's address, and something to await: it returns at
-    the first Ctrl-C or SIGTERM. At the end requests are drained, and everything that was started is ended.
+async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]]:
+    """Serves `spec`, whose model is `checked`; yields the gateway's address, and a wait that returns at the first
+    Ctrl-C or SIGTERM. At the end requests are drained, and everything that was started is ended.
 
     Raises:
         PlanError: it does not fit the cluster.
-        DeployError: no Ray cluster, the name is taken, a replica cannot be built, or (from what is awaited) the
+        DeployError: no Ray cluster, the name is taken, a replica cannot be built, or (from that wait) the
             coordinator died.
         GatewayError: the gateway's address cannot be listened on.
         Interrupted: by a signal, while it started.
@@ -78,7 +79,7 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
                 port = await gateway.start()
                 await _unless(stop, _ask(coordinator.started.remote()))
                 await _unless(stop, gateway.ready())
-                yield f"{spec.listen.rpartition(':')[0]}:{port}", _until_over(stop, coordinator)
+                yield f"{spec.listen.rpartition(':')[0]}:{port}", partial(_until_over, stop, coordinator)
                 say("draining: requests may finish, new ones are not taken (Ctrl-C again ends them)")
                 if left := await gateway.drain(spec.drain_s):
                     say(f"{left} requests had not finished after {spec.drain_s:g} s")
@@ -125,7 +126,7 @@ async def _until_over(stop: asyncio.Event, coordinator: Any) -> None:
 
 def _connect(spec: DeploymentSpec, say: Say) -> None:
     address = os.environ.get("RAY_ADDRESS")
-    common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.WARNING}
+    common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR}
     try:
         if address:
             say(f"joining the Ray cluster at {address}")

@@ -55,7 +55,7 @@ class ReplicaLife:
         self._placement = [node for node, _ in blueprint.plan.replica_devices[number]]
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
-        self._runs: list[Awaitable[None]] = []
+        self._runs: list[asyncio.Task[None]] = []  # one for each rank; the first that ends, ends the epoch
         self.state = registry_pb2.Replica(id=number)
         self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -75,7 +75,6 @@ class ReplicaLife:
                 detail = _reason(error)
                 if not self.first.done():
                     self.first.set_exception(ReplicaError(f"replica {self.state.id} could not be built: {detail}"))
-            log.warning("replica %d, epoch %d: %s", self.state.id, self.state.epoch, detail)
             self._become(registry_pb2.REPLICA_STATE_FAILED, detail)
             self._tear_down()
             if failures:
@@ -88,7 +87,7 @@ class ReplicaLife:
                 async with asyncio.timeout(_STOP_S):
                     await self._actors[0].stop.remote()
                     await asyncio.gather(*self._runs)
-            except (TimeoutError, RayTaskError, RayActorError) as error:
+            except (TimeoutError, ReplicaError, RayTaskError, RayActorError) as error:
                 log.warning("replica %d had to be killed: %s", self.state.id, _reason(error))
         self._tear_down()
 
@@ -117,9 +116,9 @@ class ReplicaLife:
         self._become(registry_pb2.REPLICA_STATE_STARTING, "loading the weights")
         read = sum(await self._all("load", [actor.load.remote() for actor in self._actors]))
         self._become(registry_pb2.REPLICA_STATE_STARTING, "generating the first token")
-        self._runs = [actor.run.remote() for actor in self._actors[1:]]
+        self._runs = [self._run(rank) for rank in range(1, len(plan.ranks))]
         port = await self._serving(host)
-        self._runs.insert(0, self._actors[0].run.remote())
+        self._runs.append(self._run(0))
         self.state.address = f"{host}:{port}"
         detail = f"ready after {monotonic() - started:.1f} s, {read / 1e6:,.0f} MB read"
         self._become(registry_pb2.REPLICA_STATE_READY, detail)
@@ -170,21 +169,21 @@ class ReplicaLife:
             .remote(blueprint.plan_json, blueprint.engine_json, rank)
         )
 
+    def _run(self, rank: int) -> asyncio.Task[None]:
+        return asyncio.ensure_future(self._one(rank, self._actors[rank].run.remote()))
+
     async def _serving(self, host: str) -> int:
         """Rank 0's port, unless one of the others ends first: then rank 0 would wait for it in vain."""
         serving = asyncio.ensure_future(self._one(0, self._actors[0].serve.remote(host)))
-        others = [asyncio.ensure_future(self._one(rank, run)) for rank, run in enumerate(self._runs, start=1)]
-        done, _ = await asyncio.wait([serving, *others], return_when=asyncio.FIRST_COMPLETED)
-        for task in done - {serving}:
-            await task
+        await asyncio.wait([serving, *self._runs], return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            serving.cancel()
+            raise ReplicaError(await self._lost())
         return int(await serving)
 
     async def _lost(self) -> str:
         """Returns, when the first rank has ended, what became of it."""
-        runs = [asyncio.ensure_future(self._one(rank, run)) for rank, run in enumerate(self._runs)]
-        done, pending = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
+        done, _ = await asyncio.wait(self._runs, return_when=asyncio.FIRST_COMPLETED)
         failures = [str(error) for task in done if (error := task.exception()) is not None]
         return failures[0] if failures else "a rank ended"
 
@@ -206,6 +205,8 @@ class ReplicaLife:
         self._publish()
 
     def _tear_down(self) -> None:
+        for run in self._runs:
+            run.cancel()
         for actor in self._actors:
             ray.kill(actor)
         self._actors, self._runs = [], []

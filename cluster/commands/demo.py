@@ -21,23 +21,26 @@ def demo(
 
 
 async def _demo(spec: DeploymentSpec, once: bool) -> None:
-    from cluster.deployment import checked, deployment
+    from cluster.deployment import Interrupted, checked, deployment
     from phalanx import AsyncClient
 
-    async with deployment(checked(spec), _say) as (address, over):
-        typer.echo(f"\n> {QUESTION}")
-        async with AsyncClient(address) as client:
-            async for chunk in client.chat_stream([{"role": "user", "content": QUESTION}]):
-                typer.echo(chunk.text, nl=False)
-                usage = chunk.usage
-        assert usage is not None
-        rate = (usage.completion_tokens - 1) / (usage.duration_seconds - usage.ttft_seconds)
-        typer.echo(
-            f"\n\n({usage.completion_tokens} tokens, the first after {usage.ttft_seconds:.2f} s, {rate:.0f} a second)"
-        )
-        if not once:
-            typer.echo(_NEXT.format(address=address))
-            await over
+    try:
+        async with deployment(checked(spec), _say) as (address, until_over):
+            typer.echo(f"\n> {QUESTION}")
+            async with AsyncClient(address) as client:
+                async for chunk in client.chat_stream([{"role": "user", "content": QUESTION}]):
+                    typer.echo(chunk.text, nl=False)
+                    usage = chunk.usage
+            assert usage is not None
+            rate = (usage.completion_tokens - 1) / (usage.duration_seconds - usage.ttft_seconds)
+            first = f"the first after {usage.ttft_seconds:.2f} s"
+            typer.echo(f"\n\n({usage.completion_tokens} tokens, {first}, {rate:.0f} a second)")
+            if not once:
+                typer.echo(_NEXT.format(address=address))
+                await until_over()
+    except Interrupted as interrupted:
+        _say(str(interrupted))
+        raise typer.Exit(130) from None
     _say("stopped")
 
 

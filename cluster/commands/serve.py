@@ -58,13 +58,17 @@ def serve(
 
 async def _serve(spec: DeploymentSpec) -> None:
     # Ray and torch take seconds to import.
-    from cluster.deployment import checked, deployment
+    from cluster.deployment import Interrupted, checked, deployment
 
-    async with deployment(checked(spec), _say) as (address, over):
-        _say(f"{spec.name} is ready at {address}. Ctrl-C stops it. Try:")
-        _say(f'  phalanx ask "What is the capital of France?" --address {address}')
-        _say(f"  phalanx status --address {address}")
-        await over
+    try:
+        async with deployment(checked(spec), _say) as (address, until_over):
+            _say(f"{spec.name} is ready at {address}. Ctrl-C stops it. Try:")
+            _say(f'  phalanx ask "What is the capital of France?" --address {address}')
+            _say(f"  phalanx status --address {address}")
+            await until_over()
+    except Interrupted as interrupted:
+        _say(str(interrupted))
+        raise typer.Exit(130) from None
     _say("stopped")
 
 

@@ -47,7 +47,7 @@ def _replicas(cluster: admin_pb2.GetClusterResponse) -> Table:
         table.add_row(
             str(replica.id),
             str(replica.epoch),
-            f"{state}: {replica.detail}",
+            replica.detail if state == "ready" else f"{state}: {replica.detail}",
             replica.address or "–",
             str(load.running),
             str(load.waiting),

@@ -17,6 +17,7 @@ class AsyncClient:
     """As `phalanx.Client`, for one event loop."""
 
     def __init__(self, address: str = "127.0.0.1:50051", timeout: float | None = None) -> None:
+        self._address = address
         self._channel = grpc.aio.insecure_channel(address)
         self._timeout = timeout
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
@@ -46,7 +47,7 @@ class AsyncClient:
     ) -> AsyncIterator[Chunk]:
         """Continues a prompt, token by token as they are generated."""
         request = generate_request(prompt, n, priority, request_id, options)
-        return _closing(self._inference.Generate(request, timeout=self._timeout), chunk)
+        return self._chunks(self._inference.Generate(request, timeout=self._timeout), chunk)
 
     async def chat(
         self, messages: Messages, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]
@@ -66,7 +67,9 @@ class AsyncClient:
     ) -> AsyncIterator[Chunk]:
         """Answers a conversation, token by token."""
         request = chat_request(messages, n, priority, request_id, options)
-        return _closing(self._inference.Chat(request, timeout=self._timeout), lambda response: chunk(response.output))
+        return self._chunks(
+            self._inference.Chat(request, timeout=self._timeout), lambda response: chunk(response.output)
+        )
 
     async def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """The model's token ids of `text`."""
@@ -111,7 +114,16 @@ class AsyncClient:
         try:
             return await method(request, timeout=self._timeout)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
+            raise from_rpc(error, self._address) from None
+
+    async def _chunks(self, call: Any, convert: Any) -> AsyncIterator[Chunk]:
+        try:
+            async for response in call:
+                yield convert(response)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self._address) from None
+        finally:
+            call.cancel()
 
 
 async def _completions(n: int, chunks: AsyncIterator[Chunk]) -> list[Completion]:
@@ -119,13 +131,3 @@ async def _completions(n: int, chunks: AsyncIterator[Chunk]) -> list[Completion]
     async for news in chunks:
         completions[news.index].add(news)
     return completions
-
-
-async def _closing(call: Any, convert: Any) -> AsyncIterator[Chunk]:
-    try:
-        async for response in call:
-            yield convert(response)
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc(error) from None
-    finally:
-        call.cancel()

@@ -21,6 +21,7 @@ class Client:
     """
 
     def __init__(self, address: str = "127.0.0.1:50051", timeout: float | None = None) -> None:
+        self._address = address
         self._channel = grpc.insecure_channel(address)
         self._timeout = timeout
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
@@ -50,7 +51,7 @@ class Client:
     ) -> Iterator[Chunk]:
         """Continues a prompt, token by token as they are generated."""
         request = generate_request(prompt, n, priority, request_id, options)
-        return _closing(self._inference.Generate(request, timeout=self._timeout), chunk)
+        return self._chunks(self._inference.Generate(request, timeout=self._timeout), chunk)
 
     def chat(
         self, messages: Messages, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]
@@ -69,7 +70,9 @@ class Client:
     ) -> Iterator[Chunk]:
         """Answers a conversation, token by token."""
         request = chat_request(messages, n, priority, request_id, options)
-        return _closing(self._inference.Chat(request, timeout=self._timeout), lambda response: chunk(response.output))
+        return self._chunks(
+            self._inference.Chat(request, timeout=self._timeout), lambda response: chunk(response.output)
+        )
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """The model's token ids of `text`."""
@@ -112,7 +115,7 @@ class Client:
         try:
             return method(request, timeout=self._timeout)
         except grpc.RpcError as error:
-            raise from_rpc(error) from None
+            raise from_rpc(error, self._address) from None
 
     @staticmethod
     def _completions(n: int, chunks: Iterable[Chunk]) -> list[Completion]:
@@ -121,12 +124,11 @@ class Client:
             completions[news.index].add(news)
         return completions
 
-
-def _closing(call: Any, convert: Any) -> Iterator[Chunk]:
-    try:
-        for response in call:
-            yield convert(response)
-    except grpc.RpcError as error:
-        raise from_rpc(error) from None
-    finally:
-        call.cancel()
+    def _chunks(self, call: Any, convert: Any) -> Iterator[Chunk]:
+        try:
+            for response in call:
+                yield convert(response)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._address) from None
+        finally:
+            call.cancel()

@@ -42,10 +42,12 @@ _KINDS = {
 }
 
 
-def from_rpc(error: Any) -> PhalanxError:
-    """The error of a failed call (grpc.RpcError or grpc.aio.AioRpcError)."""
-    code = error.code()
-    wrapped = _KINDS.get(code, PhalanxError)(code, error.details() or code.name)
+def from_rpc(error: Any, address: str) -> PhalanxError:
+    """The error of a call to `address` that failed (grpc.RpcError or grpc.aio.AioRpcError)."""
+    code, detail = error.code(), error.details() or error.code().name
+    if code is grpc.StatusCode.UNAVAILABLE and detail.startswith("failed to connect"):
+        detail = f"no gateway answers at {address}: is `phalanx serve` running, and listening there? ({detail})"
+    wrapped = _KINDS.get(code, PhalanxError)(code, detail)
     if isinstance(wrapped, Overloaded):
         for key, value in error.trailing_metadata() or ():
             if key == "retry-after-ms":
