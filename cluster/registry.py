@@ -25,7 +25,7 @@ class Registry(registry_pb2_grpc.RegistryServicer):
     async def start(self, host: str, port: int = 0) -> int:
         """Listens on host:port; returns the port. Raises RuntimeError when it cannot."""
         self._server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000)]
+            options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 1000)]
         )
         registry_pb2_grpc.add_RegistryServicer_to_server(self, self._server)
         bound = self._server.add_insecure_port(f"{host}:{port}")

@@ -138,15 +138,23 @@ class ReplicaLife:
             name=f"{self._blueprint.deployment}-{self.state.id}-{self.state.epoch}",
             bundle_label_selector=[{"ray.io/node-id": node.node_id} for node in placement],
         )
-        try:
-            async with asyncio.timeout(_PLACE_S):
-                await self._group.ready()
-        except TimeoutError:
+        placed = asyncio.ensure_future(self._group.ready())
+        deadline = monotonic() + _PLACE_S
+        while not placed.done() and monotonic() < deadline:
+            await asyncio.wait([placed], timeout=1.0)
+            # A dead node still counts as alive until Ray has missed its heartbeats.
+            gone = {node.name for node in placement} - {node.name for node in ray_nodes()}
+            if gone and not placed.done():
+                placed.cancel()
+                raise ReplicaError(f"{', '.join(sorted(gone))} left the cluster before the ranks were placed")
+        if not placed.done():
+            placed.cancel()
             wanted = ", ".join(f"{node.name}: {self._resources(rank)}" for rank, node in enumerate(placement))
             raise ReplicaError(
                 f"the cluster did not give its ranks a place within {_PLACE_S:.0f} s (wanted {wanted}): another job "
-                "was quicker, or a node is gone; see `ray status`"
-            ) from None
+                "was quicker; see `ray status`"
+            )
+        await placed
 
     def _resources(self, rank: int) -> dict[str, float]:
         mine = self._blueprint.plan.ranks[rank]

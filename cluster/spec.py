@@ -58,7 +58,9 @@ class DeploymentSpec(BaseModel):
         float, Field(gt=0, description="How long a rank waits for another before the replica counts as lost.")
     ] = 120.0
 
-    listen: Annotated[str, Field(description="Where the gateway listens, as host:port.")] = "127.0.0.1:50051"
+    listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="Where the gateway listens, as host:port.")] = (
+        "127.0.0.1:50051"
+    )
     max_sequences: Annotated[Positive, Field(description="Sequences a gateway takes on at once.")] = 1024
     recovery_s: Annotated[
         float, Field(gt=0, description="How long a stream whose replica is lost waits for another.")

@@ -22,11 +22,14 @@ class MemoryShortError(PlanError):
     """A rank's slice does not fit its device. `shortfall` says which, and by how much."""
 
     def __init__(self, shortfall: str) -> None:
-        super().__init__(
-            f"{shortfall}. Raise tp or pp, lower max_model_len, max_batch_tokens or kv_cache_tokens, "
+        super().__init__(shortfall)
+        self.shortfall = shortfall
+
+    def __str__(self) -> str:
+        return (
+            f"{self.shortfall}. Raise tp or pp, lower max_model_len, max_batch_tokens or kv_cache_tokens, "
             "or use a smaller dtype"
         )
-        self.shortfall = shortfall
 
 
 def room_bytes(model: ModelSpec, settings: PlanSettings, part: Slice, device: DeviceSpec) -> int:

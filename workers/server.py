@@ -17,7 +17,7 @@ _BACKLOG = 4096  # step messages a gateway may leave unread before it is dropped
 # Gateways ping every few seconds, to notice that this machine is gone.
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     ("grpc.so_reuseport", 0),
 ]
 

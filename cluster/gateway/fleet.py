@@ -22,6 +22,7 @@ class Fleet:
         self._replicas: list[registry_pb2.Replica] = []
         self._changed = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
+        self.closed = False
 
     @property
     def replicas(self) -> list[tuple[registry_pb2.Replica, Link | None]]:
@@ -54,6 +55,8 @@ class Fleet:
         await self._changed.wait()
 
     async def close(self) -> None:
+        """Leaves every replica. What is running on them is not waited for, and goes nowhere else."""
+        self.closed = True
         self.update([])
         await asyncio.gather(*self._closing)
 

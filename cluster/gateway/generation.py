@@ -120,6 +120,8 @@ class Generation:
         try:
             async with asyncio.timeout(self._recovery_s):
                 while (link := self._fleet.choose()) is None:
+                    if self._fleet.closed:
+                        raise NoReplica("this gateway was stopped before the request had finished: send it again")
                     await self._fleet.change()
         except TimeoutError:
             raise NoReplica(f"the replica was lost and none replaced it within {self._recovery_s:.0f} s") from None

@@ -69,7 +69,7 @@ class Gateway:
             interceptors=[MalformedMessages()],
             options=[
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
             ],
         )
 
