@@ -74,6 +74,27 @@ def make_tiny_gguf(
     return path
 
 
+def write_tokenizer_gguf(path: Path, tokens: list[str], scores: Mapping[str, float], model: str = "llama") -> Path:
+    """Write a GGUF file that has a SentencePiece vocabulary and nothing else: <unk>, <s>, </s>, bytes and pieces."""
+    kinds = {"<unk>": gguf.TokenType.UNKNOWN, "<s>": gguf.TokenType.CONTROL, "</s>": gguf.TokenType.CONTROL}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    writer.add_token_scores([scores.get(token, 0.0) for token in tokens])
+    writer.add_token_types(
+        [
+            kinds.get(token, gguf.TokenType.BYTE if token.startswith("<0x") else gguf.TokenType.NORMAL)
+            for token in tokens
+        ]
+    )
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
 def _add_tensor(writer: gguf.GGUFWriter, name: str, values: npt.NDArray[np.float32], kind: str) -> None:
     quantization = gguf.GGMLQuantizationType[kind]
     if values.ndim == 1 or values.shape[1] % gguf.GGML_QUANT_SIZES[quantization][0]:

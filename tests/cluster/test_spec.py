@@ -1,0 +1,55 @@
+"""Deployments, from YAML and from options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.spec import DeploymentSpec, SpecError
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text("model: smollm2\ntp: 3\nlayer_split: [20, 10]\npp: 2\n")
+    spec = DeploymentSpec.read(file, tp=2)
+    assert (spec.tp, spec.pp, spec.layer_split) == (2, 2, (20, 10))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "model: Field required"),
+        ({"tp": 0}, "tp: .*greater than or equal to 1"),
+        ({"tpp": 2}, "tpp: Extra inputs"),
+        ({"name": "Not A Name"}, "name: "),
+        ({"dtype": "int3"}, "dtype: "),
+        ({"listen": "50051"}, "listen: "),
+        ({"memory_fraction": 1.5}, "memory_fraction: "),
+        ({"auto": True, "tp": 2}, "auto chooses tp"),
+    ],
+)
+def test_a_wrong_key_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        DeploymentSpec.of({"model": "smollm2", **fields} if fields else {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"- a", "YAML mapping"), (b"a: [", "cannot read"), (b"\xff\xfe\xfa", "cannot read")]
+)
+def test_a_file_that_is_no_spec(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SpecError, match=message):
+        DeploymentSpec.read(file)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="cannot read"):
+        DeploymentSpec.read(tmp_path / "no.yaml")
+
+
+def test_it_survives_the_way_to_the_coordinator() -> None:
+    spec = DeploymentSpec.of({"model": "/m", "layer_split": [1, 2], "dtype": "float32"})
+    assert DeploymentSpec.model_validate_json(spec.model_dump_json()) == spec
