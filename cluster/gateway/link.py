@@ -11,23 +11,11 @@ from typing import Any
 
 import grpc
 
+from cluster.gateway.calls import CHANNEL_OPTIONS, raise_if_cancelled
 from cluster.router import Burden
 from phalanx.v1 import registry_pb2, replica_pb2, replica_pb2_grpc
 
 log = logging.getLogger(__name__)
-
-# A machine that vanished without a word is noticed after ten seconds; a process that died, at once.
-_CHANNEL_OPTIONS = [
-    ("grpc.keepalive_time_ms", 5000),
-    ("grpc.keepalive_timeout_ms", 5000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 64 << 20),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # Replicas are on the cluster's own network.
-    ("grpc.enable_http_proxy", 0),
-]
 
 
 class LinkLost(Exception):
@@ -86,13 +74,14 @@ class Link:
             try:
                 await self._attach()
             except grpc.aio.AioRpcError as error:
+                raise_if_cancelled()
                 log.debug("replica %d: %s", self.replica.id, error.details())
             finally:
                 self._lose()
             await asyncio.sleep(0.2)
 
     async def _attach(self) -> None:
-        async with grpc.aio.insecure_channel(self.replica.address, options=_CHANNEL_OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(self.replica.address, options=CHANNEL_OPTIONS) as channel:
             call = replica_pb2_grpc.ReplicaLinkStub(channel).Attach()
             writer = asyncio.create_task(self._write(call))
             try:

@@ -109,8 +109,10 @@ class Gateway:
 
     async def stop(self) -> None:
         """Ends everything at once; drain before."""
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._fleet.close()
         await self._server.stop(_GRACE_S)
 

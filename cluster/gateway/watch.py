@@ -8,16 +8,12 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 
+from cluster.gateway.calls import CHANNEL_OPTIONS, raise_if_cancelled
 from phalanx.v1 import registry_pb2, registry_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
-_CHANNEL_OPTIONS = [
-    ("grpc.keepalive_time_ms", 5000),
-    ("grpc.keepalive_timeout_ms", 5000),
-    ("grpc.enable_http_proxy", 0),
-]
 
 
 async def watch_registry(
@@ -28,12 +24,13 @@ async def watch_registry(
     away = False
     while True:
         try:
-            async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+            async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
                 stub = registry_pb2_grpc.RegistryStub(channel)
                 async for message in stub.Watch(registry_pb2.WatchRequest(gateway_id=gateway_id)):
                     away = False
                     await take(message)
         except grpc.aio.AioRpcError as error:
+            raise_if_cancelled()
             if not away:
                 log.warning("the coordinator at %s does not answer (%s); calling again", address, error.details())
             away = True
