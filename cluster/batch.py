@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict, ParseError
 
-from cluster.gateway.requests import InvalidRequest, Job
+from cluster.gateway.requests import Job
 from phalanx.v1 import inference_pb2
 
 
@@ -58,7 +58,7 @@ def read_jobs(
                     own.ClearField(name)
             ParseDict(fields, own)
             job = make_job(prompt, own)
-        except (json.JSONDecodeError, ParseError, BatchError, InvalidRequest) as error:
+        except (ValueError, ParseError) as error:
             raise BatchError(f"{file}, line {number + 1}: {error}") from error
         yield Line(number, hashlib.sha256(text.encode()).hexdigest()[:16], job)
 

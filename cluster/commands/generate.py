@@ -169,7 +169,10 @@ def _batch(
 def _job(
     given: dict[str, Any], sampling: inference_pb2.Sampling, n: int, tokenizer: Tokenizer | None, limits: Limits
 ) -> Job:
-    from cluster.gateway.requests import InvalidRequest, check_job
+    from google.protobuf.json_format import ParseDict, ParseError
+
+    from cluster.gateway.requests import InvalidRequest, check_job, check_messages
+    from phalanx.v1 import inference_pb2
 
     if "token_ids" in given:
         ids = given["token_ids"]
@@ -179,11 +182,11 @@ def _job(
     if tokenizer is None:
         raise InvalidRequest("the model came without a tokenizer: use token ids")
     if "messages" in given:
-        messages = given["messages"]
-        wanted = all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
-        if not messages or not wanted:
-            raise InvalidRequest('messages has to be a list of objects with "role" and "content"')
-        return check_job(tokenizer.chat_prompt(messages), sampling, n, 0, limits)
+        try:
+            chat = ParseDict({"messages": given["messages"]}, inference_pb2.ChatRequest())
+        except ParseError as error:
+            raise InvalidRequest('messages has to be a list of objects with "role" and "content", both text') from error
+        return check_job(tokenizer.chat_prompt(check_messages(chat.messages)), sampling, n, 0, limits)
     if not isinstance(given["prompt"], str):
         raise InvalidRequest("prompt has to be text")
     return check_job(tokenizer.encode(given["prompt"]), sampling, n, 0, limits)

@@ -1,0 +1,339 @@
+"""The command line on real Ray clusters, through real gRPC channels: every process is one that a user would have."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from phalanx import AsyncClient, Client, PhalanxError
+from tests.tiny_models import make_tiny
+from tests.tiny_tokenizer import add_tiny_tokenizer
+
+_ROOT = Path(__file__).resolve().parents[2]
+_COMMAND = [sys.executable, "-m", "cluster.cli"]
+_START_S = 120
+
+
+class Running:
+    """A command of ours in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, **env: str) -> None:
+        self._log = Path(tempfile.mkstemp(dir=folder, suffix=".log")[1])
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*_COMMAND, *arguments],
+                cwd=_ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**clean, "OMP_NUM_THREADS": "1", **env},
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + _START_S
+        while text not in self.output:
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.1)
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self, number: signal.Signals) -> int:
+        os.killpg(self.process.pid, number)
+        return self.process.wait(60)
+
+
+@contextmanager
+def running(arguments: Sequence[str], folder: Path, **env: str) -> Iterator[Running]:
+    """Whatever the test does, nothing of the command outlives it."""
+    command = Running(arguments, folder, **env)
+    family: list[psutil.Process] = []
+    try:
+        yield command
+    finally:
+        if command.process.poll() is None:
+            family = command.family()
+            command.process.kill()
+            command.process.wait()
+        for process in family:
+            if process.is_running():
+                process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _gone(family: Sequence[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(family, timeout=15)
+    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_tiny(tmp_path_factory.mktemp("model"), "llama", bos_token_id=304, eos_token_id=305)
+    add_tiny_tokenizer(folder)
+    return folder
+
+
+def _serve(model: Path, listen: str, *more: str) -> list[str]:
+    sizes = ["--dtype", "float32", "--max-model-len", "512", "--kv-cache-tokens", "4096"]
+    return ["serve", str(model), "--listen", listen, *sizes, *more]
+
+
+@pytest.mark.smollm2
+def test_the_demo_answers(smollm2: Path, tmp_path: Path) -> None:
+    with running(["demo", "--once", "--listen", f"127.0.0.1:{_free_port()}"], tmp_path) as demo:
+        demo.wait_for("> What is the capital of France?")
+        family = demo.family()
+        assert demo.process.wait(60) == 0, demo.output
+        assert "The capital of France is Paris." in demo.output
+        assert family
+        assert _gone(family)
+
+
+def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{_free_port()}"
+    options = {"max_tokens": 450, "temperature": 0.8, "seed": 3, "ignore_eos": True}
+
+    async def stream(kill: bool) -> list[int]:
+        tokens: list[int] = []
+        async with AsyncClient(address, timeout=100) as client:
+            async for chunk in client.stream("once upon a time", **options):  # type: ignore[arg-type]
+                tokens += chunk.token_ids
+                if kill and len(tokens) > 30:
+                    kill = False
+                    ranks = (await client.cluster()).replicas[0].replica.ranks
+                    assert len(ranks) == 4
+                    os.kill(ranks[3].pid, signal.SIGKILL)
+        return tokens
+
+    with running(_serve(model, address, "--tp", "2", "--pp", "2"), tmp_path) as serve:
+        serve.wait_for("is ready at")
+        undisturbed = asyncio.run(stream(False))
+        assert asyncio.run(stream(True)) == undisturbed
+        assert len(undisturbed) == 450
+        status = subprocess.run(
+            [*_COMMAND, "status", "--json", "--address", address], cwd=_ROOT, capture_output=True, check=True
+        )
+        (replica,) = json.loads(status.stdout)["replicas"]
+        assert replica["replica"]["epoch"] == "2"  # JSON has 64-bit numbers as text
+        assert "replica 0, epoch 1: rank 3 on " in serve.output
+        family = serve.family()
+        assert serve.end(signal.SIGTERM) == 0, serve.output
+        assert _gone(family)
+
+
+def test_ctrl_c_lets_a_stream_finish_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{_free_port()}"
+    with running(_serve(model, address, "--replicas", "2"), tmp_path) as serve, Client(address, timeout=60) as client:
+        serve.wait_for("is ready at")
+        stream = client.stream("abc", max_tokens=400, ignore_eos=True)
+        tokens = list(next(stream).token_ids)
+        family = serve.family()
+        os.killpg(serve.process.pid, signal.SIGINT)
+        tokens += [token for chunk in stream for token in chunk.token_ids]
+        assert len(tokens) == 400
+        assert serve.process.wait(60) == 0, serve.output
+        assert _gone(family)
+
+
+@pytest.mark.parametrize("after", ["starting a Ray cluster", "placing", "loading the weights"])
+def test_an_interrupted_start_leaves_nothing(model: Path, tmp_path: Path, after: str) -> None:
+    with running(_serve(model, "127.0.0.1:0", "--tp", "2"), tmp_path) as serve:
+        serve.wait_for(after)
+        family = serve.family()
+        assert serve.end(signal.SIGINT) == 130, serve.output
+        assert "Traceback" not in serve.output
+        assert _gone(family)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Ray cluster of four cores that wants a token, as one that operators run: the environment that reaches it."""
+    token = tmp_path_factory.mktemp("ray") / "token"
+    token.write_text("phalanx-test-" + "0123456789abcdef" * 4)
+    # Ray puts sockets below it, whose paths may not be long.
+    temporary = tempfile.mkdtemp(prefix="ray-")
+    port, dashboard = _free_port(), _free_port()
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    options = ["--head", "--block", "--num-cpus=4", "--disable-usage-stats", "--object-store-memory=80000000"]
+    ray = subprocess.Popen(
+        [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            *options,
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            f"--dashboard-port={dashboard}",
+            "--include-dashboard=true",
+            f"--temp-dir={temporary}",
+        ],
+        env={**_with_our_python(), **secret},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_for_port(dashboard)
+        yield {**secret, "RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        family = psutil.Process(ray.pid).children(recursive=True)
+        ray.terminate()
+        ray.wait(30)
+        for process in psutil.wait_procs(family, timeout=10)[1]:
+            process.kill()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the Ray cluster did not start")
+
+
+def _with_our_python() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def _ray(cluster: dict[str, str], *arguments: str) -> str:
+    command = [str(Path(sys.executable).parent / "ray"), *arguments]
+    env = {**_with_our_python(), **cluster}
+    return subprocess.run(command, env=env, cwd=_ROOT, capture_output=True, text=True, timeout=100, check=True).stdout
+
+
+def _left_behind(cluster: dict[str, str]) -> list[object]:
+    """Actors and placement groups that live."""
+    left: list[object] = []
+    for kind, state in (("actors", "ALIVE"), ("placement-groups", "CREATED")):
+        where = ["--address", cluster["DASHBOARD"], "--format", "json"]
+        text = _ray(cluster, "list", kind, "--filter", f"state={state}", *where)
+        left += json.loads(text) if text.lstrip().startswith("[") else []
+        assert text.lstrip().startswith("[") or "No resource" in text, text
+    return left
+
+
+def test_on_a_cluster_nothing_is_left_and_a_name_is_taken_once(
+    model: Path, tmp_path: Path, ray_cluster: dict[str, str]
+) -> None:
+    address = f"127.0.0.1:{_free_port()}"
+    command = _serve(model, address, "--tp", "2")
+    for _ in range(2):  # and again, under the same name
+        with running(command, tmp_path, **ray_cluster) as serve:
+            serve.wait_for("is ready at")
+            with running(_serve(model, "127.0.0.1:0"), tmp_path, **ray_cluster) as second:
+                assert second.process.wait(60) == 1
+                assert "a deployment named phalanx is running on this cluster already" in second.output
+            with Client(address, timeout=60) as client:
+                assert len(client.generate("a", max_tokens=9, ignore_eos=True).token_ids) == 9
+            assert len(_left_behind(ray_cluster)) == 4  # coordinator, two ranks, placement group
+            assert serve.end(signal.SIGTERM) == 0, serve.output
+        assert _left_behind(ray_cluster) == []
+
+
+def test_even_a_killed_server_leaves_nothing_on_the_cluster(
+    model: Path, tmp_path: Path, ray_cluster: dict[str, str]
+) -> None:
+    with running(_serve(model, "127.0.0.1:0", "--name", "killed"), tmp_path, **ray_cluster) as serve:
+        serve.wait_for("is ready at")
+        serve.end(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while _left_behind(ray_cluster):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tp", "3", "--pp", "2"], "needs 6 devices, the cluster has 4 (1 node with 4 × CPU): 2 are missing"),
+        (["--devices", "cuda"], "no node of the cluster has a free GPU"),
+        (["--pp", "4"], "pp=4 stages need as many layers"),
+        (["--kv-cache-tokens", "9000000000"], "does not fit"),
+    ],
+)
+def test_a_plan_that_does_not_fit_fails_at_once(
+    model: Path, tmp_path: Path, ray_cluster: dict[str, str], options: list[str], message: str
+) -> None:
+    with running(_serve(model, "127.0.0.1:0", *options), tmp_path, **ray_cluster) as serve:
+        assert serve.process.wait(30) == 1
+        assert message in serve.output
+        assert "Traceback" not in serve.output
+    assert _left_behind(ray_cluster) == []
+
+
+def test_a_cluster_that_wants_a_token_says_how_to_give_it(
+    model: Path, tmp_path: Path, ray_cluster: dict[str, str]
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("f" * 64)
+    env = {**ray_cluster, "RAY_AUTH_TOKEN_PATH": str(wrong)}
+    with running(_serve(model, "127.0.0.1:0"), tmp_path, **env) as serve:
+        assert serve.process.wait(60) == 1
+        assert "RAY_AUTH_TOKEN_PATH" in serve.output
+
+
+def test_as_a_job_and_with_a_second_gateway(model: Path, tmp_path: Path, ray_cluster: dict[str, str]) -> None:
+    address, second = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    submission = f"serve-{_free_port()}"
+    dashboard = ["--address", ray_cluster["DASHBOARD"]]
+    job = ["python", "-m", "cluster.cli", *_serve(model, address, "--pp", "2")]
+    _ray(
+        ray_cluster,
+        "job",
+        "submit",
+        *dashboard,
+        "--working-dir",
+        ".",
+        "--no-wait",
+        "--submission-id",
+        submission,
+        "--",
+        *job,
+    )
+    deadline = time.monotonic() + _START_S
+    while "is ready at" not in (log := _ray(ray_cluster, "job", "logs", *dashboard, submission)):
+        assert time.monotonic() < deadline, log
+        time.sleep(1)
+    registry = log.split("--registry ")[1].split()[0]
+    with running(["gateway", "--registry", registry, "--listen", second], tmp_path) as gateway:
+        gateway.wait_for("listening at")
+        with Client(address, timeout=60) as one, Client(second, timeout=60) as other:
+            expected = one.generate("same", max_tokens=20, ignore_eos=True).token_ids
+            while True:
+                try:
+                    assert other.generate("same", max_tokens=20, ignore_eos=True).token_ids == expected
+                    break
+                except PhalanxError:  # it has not heard of the replica yet
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+        assert gateway.end(signal.SIGINT) == 0, gateway.output
+    _ray(ray_cluster, "job", "stop", *dashboard, submission)
+    assert "stopped" in _ray(ray_cluster, "job", "logs", *dashboard, submission)
+    assert _left_behind(ray_cluster) == []
