@@ -1,0 +1,111 @@
+"""TTFT, TPOT, throughput, peak memory, and the control plane's share of a step, for one deployment.
+
+python -m benchmarks.serve MODEL|SPEC.yaml [--tp N] [--pp N] [--dtype TYPE] [--repeat N] [--json]
+
+Runs one replica on this machine with all its ranks, without Ray and the gateway.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+from benchmarks.workload import WORKLOADS, Measurement, Times, Workload, measure, peak_mib
+from cluster.models import resolve_model
+from cluster.spec import DeploymentSpec
+from partitioning.checkpoint import open_checkpoint
+from partitioning.model_spec import DType
+from partitioning.plan import Plan
+from partitioning.planner import make_plan
+from partitioning.topology import local_topology
+from workers.local import LocalReplica, local_replica
+from workers.request import EngineConfig, Request, SamplingParams
+
+_COMPUTING = ("forward", "wait")  # the other parts of a step are the control plane's
+
+
+def main(
+    target: Annotated[str, typer.Argument(metavar="MODEL|SPEC.yaml")],
+    tp: int | None = None,
+    pp: int | None = None,
+    dtype: DType | None = None,
+    repeat: int = 3,
+    json: Annotated[bool, typer.Option("--json", help="One JSON line for each measurement.")] = False,
+) -> None:
+    given = {key: value for key, value in (("tp", tp), ("pp", pp), ("dtype", dtype)) if value is not None}
+    is_file = target.endswith((".yaml", ".yml"))
+    spec = DeploymentSpec.read(Path(target), **given) if is_file else DeploymentSpec.of({"model": target, **given})
+    if spec.auto or (spec.replicas or 1) > 1:
+        raise typer.BadParameter("one replica of a given layout is measured: leave out auto and replicas")
+    plan = _plan(spec)
+    config = EngineConfig(
+        max_running=spec.max_running, max_batch_tokens=spec.max_batch_tokens, max_model_len=2048, prefix_caching=False
+    )
+    with local_replica(plan, config) as replica:
+        for workload in WORKLOADS:
+            _one(replica, workload, -1, plan.model.vocab_size)  # to warm up
+            before = replica.engine.timings()
+            results = [_one(replica, workload, number, plan.model.vocab_size) for number in range(repeat)]
+            after = replica.engine.timings()
+            seconds = {part: after[part] - before[part] for part in after}
+            share = 1 - sum(seconds[part] for part in _COMPUTING) / sum(seconds.values())
+            _report(results, share, json)
+        memory = peak_mib()
+    print(jsonlib.dumps({"peak_mib": memory}) if json else f"peak memory of all ranks: {memory:,.0f} MiB")
+
+
+def _plan(spec: DeploymentSpec) -> Plan:
+    path = resolve_model(spec.model)
+    with open_checkpoint(path) as checkpoint:
+        model = checkpoint.spec
+    tp, pp = spec.tp or 1, spec.pp or 1
+    return make_plan(
+        model,
+        str(path),
+        local_topology(tp * pp),
+        tp=tp,
+        pp=pp,
+        dtype=spec.dtype,
+        max_model_len=2048,
+        max_batch_tokens=spec.max_batch_tokens,
+        kv_block_size=spec.kv_block_size,
+        kv_cache_tokens=spec.kv_cache_tokens or 8192,
+        layer_split=spec.layer_split,
+    )
+
+
+def _one(replica: LocalReplica, workload: Workload, repetition: int, vocab_size: int) -> Measurement:
+    return measure(workload, _generate(replica, workload, workload.token_ids(repetition, vocab_size)))
+
+
+def _generate(replica: LocalReplica, workload: Workload, prompts: Sequence[Sequence[int]]) -> Times:
+    sampling = SamplingParams(max_tokens=workload.output_tokens, ignore_eos=True)
+    requests = [Request(number, tuple(prompt), len(prompt), sampling) for number, prompt in enumerate(prompts)]
+    times: Times = [[] for _ in prompts]
+    started = perf_counter()
+    for output in replica.generate(requests):
+        times[output.key] += [perf_counter() - started] * len(output.token_ids)
+    return times
+
+
+def _report(results: list[Measurement], share: float, json: bool) -> None:
+    if json:
+        for result in results:
+            print(jsonlib.dumps({**asdict(result), "control_share": share}), flush=True)
+        return
+    name, ttft = results[0].workload, median(r.ttft_s for r in results) * 1000
+    tpots = [r.tpot_s * 1000 for r in results if r.tpot_s is not None]
+    tpot = f"TPOT {median(tpots):7.1f} ms" if tpots else " " * 15
+    rate = median(r.tokens_per_s for r in results)
+    print(f"{name:8} TTFT {ttft:8.1f} ms  {tpot}  {rate:8.1f} tokens/s  control plane {share:.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

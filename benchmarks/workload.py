@@ -1,0 +1,86 @@
+"""What every engine is asked to do, and what is counted. Needs Python alone: peers run in other environments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+Times = list[list[float]]  # for each sequence, when each of its tokens came, in seconds since all were submitted
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`prompts` sequences at once, each of `prompt_tokens` random tokens that are continued greedily by
+    `output_tokens`, whatever these are."""
+
+    name: str
+    prompts: int
+    prompt_tokens: int
+    output_tokens: int
+
+    def token_ids(self, repetition: int, vocab_size: int) -> list[list[int]]:
+        """Different in every repetition, so that no cache helps, and the same for every engine."""
+        rng = random.Random(f"{self.name} {repetition}")
+        return [[rng.randrange(100, vocab_size) for _ in range(self.prompt_tokens)] for _ in range(self.prompts)]
+
+
+WORKLOADS = (Workload("decode", 1, 128, 128), Workload("prefill", 1, 1024, 1), Workload("batch", 32, 128, 64))
+_WARM_UP = -1  # a repetition that is not counted
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """TTFT and TPOT in seconds, medians over the sequences; throughput of output (of prompts, for prefill) tokens."""
+
+    workload: str
+    ttft_s: float
+    tpot_s: float | None
+    tokens_per_s: float
+
+
+def measure(workload: Workload, times: Times) -> Measurement:
+    assert len(times) == workload.prompts
+    assert all(len(own) == workload.output_tokens for own in times)
+    ttft = median(own[0] for own in times)
+    if workload.output_tokens == 1:
+        return Measurement(workload.name, ttft, None, workload.prompts * workload.prompt_tokens / ttft)
+    tpot = median((own[-1] - own[0]) / (len(own) - 1) for own in times)
+    if workload.prompts == 1:
+        return Measurement(workload.name, ttft, tpot, 1 / tpot)
+    seconds = max(own[-1] for own in times)
+    return Measurement(workload.name, ttft, tpot, workload.prompts * workload.output_tokens / seconds)
+
+
+def run_all(generate: Callable[[Workload, Sequence[Sequence[int]]], Times], vocab_size: int, repeat: int) -> None:
+    """Prints one JSON line for each measurement, and one with the peak memory."""
+    for workload in WORKLOADS:
+        for repetition in (_WARM_UP, *range(repeat)):
+            times = generate(workload, workload.token_ids(repetition, vocab_size))
+            if repetition != _WARM_UP:
+                print(json.dumps(asdict(measure(workload, times))), flush=True)
+    print(json.dumps({"peak_mib": peak_mib()}), flush=True)
+
+
+def peak_mib() -> float:
+    """Most resident memory that this process and those it started ever had, as a sum of each one's peak (Linux)."""
+    pids, kib = [str(Path("/proc/self").resolve().name)], 0
+    while pids:
+        pid = pids.pop()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        kib += next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            pids += (task / "children").read_text().split()
+    return kib / 1024
+
+
+def peer_arguments(what: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--model", required=True, help="a Hugging Face folder")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=3)
+    return parser.parse_args()
