@@ -13,13 +13,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
-from phalanx import AsyncClient, Client, PhalanxError
+from cluster.text import load_tokenizer
+from phalanx import AsyncClient, Client, DeadlineExceeded, InvalidRequest, Overloaded, PhalanxError
+from tests.oracle.references import Reference
 from tests.tiny_models import make_tiny
 from tests.tiny_tokenizer import add_tiny_tokenizer
 
@@ -144,6 +147,64 @@ def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> N
         family = serve.family()
         assert serve.end(signal.SIGTERM) == 0, serve.output
         assert _gone(family)
+
+
+def test_what_clients_do_to_a_deployment(model: Path, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{_free_port()}"
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        f"model: {model}\ntp: 2\nreplicas: 2\ndtype: float32\nmax_model_len: 512\nkv_cache_tokens: 8192\n"
+        f"max_sequences: 64\nlisten: {address}\n"
+    )
+    with running(["serve", str(spec)], tmp_path) as serve:
+        serve.wait_for("is ready at")
+        asyncio.run(_clients(address, model))
+        assert serve.end(signal.SIGTERM) == 0, serve.output
+
+
+async def _clients(address: str, model: Path) -> None:
+    tokenizer, reference = load_tokenizer(model), Reference(model)
+    async with AsyncClient(address, timeout=100) as client, AsyncClient(address, timeout=0.2) as hasty:
+
+        async def idle() -> None:
+            async with asyncio.timeout(20):
+                while any(
+                    r.load.running or r.load.waiting or r.load.free_blocks < r.load.total_blocks
+                    for r in (await client.cluster()).replicas
+                ):
+                    await asyncio.sleep(0.1)
+
+        prompts = [f"client {number} says" for number in range(64)]
+        outputs = await asyncio.gather(*(client.generate(p, max_tokens=10, ignore_eos=True) for p in prompts))
+        for prompt, output in list(zip(prompts, outputs, strict=True))[::9]:
+            assert output.token_ids == reference.greedy(tokenizer.encode(prompt), 10)
+        assert all(r.load.generated_tokens > 100 for r in (await client.cluster()).replicas)
+
+        async with aclosing(client.stream("cancelled", max_tokens=480, ignore_eos=True)) as stream:  # type: ignore[type-var]
+            await anext(stream)  # type: ignore[arg-type]
+        await idle()
+        with pytest.raises(DeadlineExceeded):
+            await hasty.generate("late", max_tokens=480, ignore_eos=True)
+        await idle()
+
+        with pytest.raises(InvalidRequest, match="sequences of up to 512"):
+            await client.generate("x y " * 400)
+        with pytest.raises(InvalidRequest, match=r"token_ids\[0\] is 307"):
+            await client.generate([307])
+        with pytest.raises(InvalidRequest, match="top_p is 2"):
+            await client.generate("x", top_p=2.0)
+        async with grpc.aio.insecure_channel(address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="UTF-8"):
+                await channel.unary_unary("/phalanx.v1.Inference/Tokenize")(b"\x0a\x02\xff\xfe")
+
+        busy = [asyncio.ensure_future(client.generate("busy", max_tokens=300, ignore_eos=True)) for _ in range(64)]
+        while (await client.cluster()).active_requests < 64:
+            await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded, match="takes up to 64") as caught:
+            await client.generate("one too many")
+        assert caught.value.retry_after_s > 0
+        assert len({tuple(output.token_ids) for output in await asyncio.gather(*busy)}) == 1
+        await idle()
 
 
 def test_ctrl_c_lets_a_stream_finish_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
