@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _PLACE_S = 60.0  # free devices were counted before, so a group that is not placed by then lost a race for them
 _STOP_S = 10.0
+_BLAME_S = 0.5  # how long after the first rank's end others may show that they ended before
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before another attempt, longer after every one that failed
 _LOOPBACK = "127.0.0.1"
 
@@ -56,6 +57,7 @@ class ReplicaLife:
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._runs: list[asyncio.Task[None]] = []  # one for each rank; the first that ends, ends the epoch
+        self._before = ""  # what became of the last epoch; followers of the state may miss its own message
         self.state = registry_pb2.Replica(id=number)
         self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -76,6 +78,7 @@ class ReplicaLife:
                 if not self.first.done():
                     self.first.set_exception(ReplicaError(f"replica {self.state.id} could not be built: {detail}"))
             self._become(registry_pb2.REPLICA_STATE_FAILED, detail)
+            self._before = f"; epoch {self.state.epoch} ended: {detail}"
             self._tear_down()
             if failures:
                 await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S)) - 1])
@@ -97,7 +100,7 @@ class ReplicaLife:
         del self.state.ranks[:]
         nodes = {node.name: node for node in ray_nodes()}
         placement = self._nodes_for_ranks(nodes)
-        self._become(registry_pb2.REPLICA_STATE_STARTING, f"placing {len(plan.ranks)} ranks")
+        self._become(registry_pb2.REPLICA_STATE_STARTING, f"placing {len(plan.ranks)} ranks{self._before}")
         await self._place(placement)
         self._actors = [self._start_actor(rank) for rank in range(len(plan.ranks))]
         places = await self._all("start", [actor.where.remote() for actor in self._actors])
@@ -191,9 +194,12 @@ class ReplicaLife:
 
     async def _lost(self) -> str:
         """Returns, when the first rank has ended, what became of it."""
-        done, _ = await asyncio.wait(self._runs, return_when=asyncio.FIRST_COMPLETED)
-        failures = [str(error) for task in done if (error := task.exception()) is not None]
-        return failures[0] if failures else "a rank ended"
+        await asyncio.wait(self._runs, return_when=asyncio.FIRST_COMPLETED)
+        # Ranks that only miss the dead one may be heard first.
+        done, _ = await asyncio.wait(self._runs, timeout=_BLAME_S)
+        failures = [error for task in done if (error := task.exception()) is not None]
+        failures.sort(key=lambda error: not isinstance(error.__cause__, RayActorError))
+        return str(failures[0]) if failures else "a rank ended"
 
     async def _all(self, what: str, calls: Sequence[Awaitable[Any]]) -> list[Any]:
         """The results of one call to every rank; the first failure ends the wait, as the others may hang on it."""
