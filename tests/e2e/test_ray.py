@@ -63,7 +63,11 @@ class Running:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def end(self, number: signal.Signals) -> int:
-        os.killpg(self.process.pid, number)
+        """A terminal's Ctrl-C goes to the whole group; other signals come from a supervisor, to the command alone."""
+        if number == signal.SIGINT:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
         return self.process.wait(60)
 
 
@@ -120,7 +124,7 @@ def test_the_demo_answers(smollm2: Path, tmp_path: Path) -> None:
 
 def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{_free_port()}"
-    options = {"max_tokens": 450, "temperature": 0.8, "seed": 3, "ignore_eos": True}
+    options = {"max_tokens": 300, "temperature": 0.8, "seed": 3, "ignore_eos": True}
 
     async def stream(kill: bool) -> list[int]:
         tokens: list[int] = []
@@ -138,7 +142,7 @@ def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> N
         serve.wait_for("is ready at")
         undisturbed = asyncio.run(stream(False))
         assert asyncio.run(stream(True)) == undisturbed
-        assert len(undisturbed) == 450
+        assert len(undisturbed) == 300
         status = subprocess.run(
             [*_COMMAND, "status", "--json", "--address", address], cwd=_ROOT, capture_output=True, check=True
         )
@@ -227,7 +231,9 @@ def test_an_interrupted_start_leaves_nothing(model: Path, tmp_path: Path, after:
     with running(_serve(model, "127.0.0.1:0", "--tp", "2"), tmp_path) as serve:
         serve.wait_for(after)
         family = serve.family()
-        assert serve.end(signal.SIGINT) == 130, serve.output
+        code = serve.end(signal.SIGINT)
+        # It may have become ready at the last moment, and is then stopped as usual.
+        assert code == 130 or (code == 0 and "is ready at" in serve.output), serve.output
         assert "Traceback" not in serve.output
         assert _gone(family)
 
