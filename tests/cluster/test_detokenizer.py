@@ -35,7 +35,7 @@ def _cut(text: str, stops: Sequence[str]) -> str:
 
 
 @given(ids=st.lists(st.integers(0, 263), max_size=40), cuts=st.lists(st.integers(0, 40)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 def test_pieces_are_the_text_of_the_whole_however_it_is_cut(
     tokenizer: Tokenizer, ids: list[int], cuts: list[int]
 ) -> None:
@@ -49,7 +49,7 @@ def test_pieces_are_the_text_of_the_whole_however_it_is_cut(
 
 # No tokenizer here joins these letters, so a token never holds more than one character.
 @given(text=st.text("xy é東👩", max_size=30), stops=st.lists(st.text("xy é東", min_size=1, max_size=4), max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 def test_stop_strings_end_the_text_and_are_never_shown(tokenizer: Tokenizer, text: str, stops: list[str]) -> None:
     ids = tokenizer.encode(text, add_special=False)
     detokenizer, shown = Detokenizer(tokenizer, stops), ""

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import grpc
@@ -23,80 +23,10 @@ import pytest
 
 from cluster.text import load_tokenizer
 from phalanx import AsyncClient, Client, DeadlineExceeded, InvalidRequest, Overloaded, PhalanxError
+from tests.e2e.processes import COMMAND, ROOT, START_S, free_port, gone, running
 from tests.oracle.references import Reference
 from tests.tiny_models import make_tiny
 from tests.tiny_tokenizer import add_tiny_tokenizer
-
-_ROOT = Path(__file__).resolve().parents[2]
-_COMMAND = [sys.executable, "-m", "cluster.cli"]
-_START_S = 120
-
-
-class Running:
-    """A command of ours in a process group of its own, as a terminal starts it."""
-
-    def __init__(self, arguments: Sequence[str], folder: Path, **env: str) -> None:
-        self._log = Path(tempfile.mkstemp(dir=folder, suffix=".log")[1])
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*_COMMAND, *arguments],
-                cwd=_ROOT,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**clean, "OMP_NUM_THREADS": "1", **env},
-            )
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text()
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + _START_S
-        while text not in self.output:
-            assert self.process.poll() is None, self.output
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.1)
-
-    def family(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def end(self, number: signal.Signals) -> int:
-        """A terminal's Ctrl-C goes to the whole group; other signals come from a supervisor, to the command alone."""
-        if number == signal.SIGINT:
-            os.killpg(self.process.pid, number)
-        else:
-            self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-@contextmanager
-def running(arguments: Sequence[str], folder: Path, **env: str) -> Iterator[Running]:
-    """Whatever the test does, nothing of the command outlives it."""
-    command = Running(arguments, folder, **env)
-    family: list[psutil.Process] = []
-    try:
-        yield command
-    finally:
-        if command.process.poll() is None:
-            family = command.family()
-            command.process.kill()
-            command.process.wait()
-        for process in family:
-            if process.is_running():
-                process.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _gone(family: Sequence[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(family, timeout=15)
-    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +43,17 @@ def _serve(model: Path, listen: str, *more: str) -> list[str]:
 
 @pytest.mark.smollm2
 def test_the_demo_answers(smollm2: Path, tmp_path: Path) -> None:
-    with running(["demo", "--once", "--listen", f"127.0.0.1:{_free_port()}"], tmp_path) as demo:
+    with running(["demo", "--once", "--listen", f"127.0.0.1:{free_port()}"], tmp_path) as demo:
         demo.wait_for("> What is the capital of France?")
         family = demo.family()
         assert demo.process.wait(60) == 0, demo.output
         assert "The capital of France is Paris." in demo.output
         assert family
-        assert _gone(family)
+        assert gone(family)
 
 
 def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     options = {"max_tokens": 300, "temperature": 0.8, "seed": 3, "ignore_eos": True}
 
     async def stream(kill: bool) -> list[int]:
@@ -144,18 +74,18 @@ def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> N
         assert asyncio.run(stream(True)) == undisturbed
         assert len(undisturbed) == 300
         status = subprocess.run(
-            [*_COMMAND, "status", "--json", "--address", address], cwd=_ROOT, capture_output=True, check=True
+            [*COMMAND, "status", "--json", "--address", address], cwd=ROOT, capture_output=True, check=True
         )
         (replica,) = json.loads(status.stdout)["replicas"]
         assert replica["replica"]["epoch"] == "2"  # JSON has 64-bit numbers as text
         assert re.search(r"epoch 1 ended: rank 3 on \S+ failed to run: its process died", serve.output), serve.output
         family = serve.family()
         assert serve.end(signal.SIGTERM) == 0, serve.output
-        assert _gone(family)
+        assert gone(family)
 
 
 def test_what_clients_do_to_a_deployment(model: Path, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     spec = tmp_path / "spec.yaml"
     spec.write_text(
         f"model: {model}\ntp: 2\nreplicas: 2\ndtype: float32\nmax_model_len: 512\nkv_cache_tokens: 8192\n"
@@ -213,7 +143,7 @@ async def _clients(address: str, model: Path) -> None:
 
 
 def test_ctrl_c_lets_a_stream_finish_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     with running(_serve(model, address, "--replicas", "2"), tmp_path) as serve, Client(address, timeout=60) as client:
         serve.wait_for("is ready at")
         stream = client.stream("abc", max_tokens=400, ignore_eos=True)
@@ -223,7 +153,7 @@ def test_ctrl_c_lets_a_stream_finish_and_leaves_nothing(model: Path, tmp_path: P
         tokens += [token for chunk in stream for token in chunk.token_ids]
         assert len(tokens) == 400
         assert serve.process.wait(60) == 0, serve.output
-        assert _gone(family)
+        assert gone(family)
 
 
 @pytest.mark.parametrize("after", ["starting a Ray cluster", "placing", "loading the weights"])
@@ -235,7 +165,7 @@ def test_an_interrupted_start_leaves_nothing(model: Path, tmp_path: Path, after:
         # It may have become ready at the last moment, and is then stopped as usual.
         assert code == 130 or (code == 0 and "is ready at" in serve.output), serve.output
         assert "Traceback" not in serve.output
-        assert _gone(family)
+        assert gone(family)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +175,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     token.write_text("phalanx-test-" + "0123456789abcdef" * 4)
     # Ray puts sockets below it, whose paths may not be long.
     temporary = tempfile.mkdtemp(prefix="ray-")
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard = free_port(), free_port()
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     options = ["--head", "--block", "--num-cpus=4", "--disable-usage-stats", "--object-store-memory=80000000"]
     ray = subprocess.Popen(
@@ -293,7 +223,7 @@ def _with_our_python() -> dict[str, str]:
 def _ray(cluster: dict[str, str], *arguments: str) -> str:
     command = [str(Path(sys.executable).parent / "ray"), *arguments]
     env = {**_with_our_python(), **cluster}
-    return subprocess.run(command, env=env, cwd=_ROOT, capture_output=True, text=True, timeout=100, check=True).stdout
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True).stdout
 
 
 def _left_behind(cluster: dict[str, str]) -> list[object]:
@@ -310,7 +240,7 @@ def _left_behind(cluster: dict[str, str]) -> list[object]:
 def test_on_a_cluster_nothing_is_left_and_a_name_is_taken_once(
     model: Path, tmp_path: Path, ray_cluster: dict[str, str]
 ) -> None:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     command = _serve(model, address, "--tp", "2")
     for _ in range(2):  # and again, under the same name
         with running(command, tmp_path, **ray_cluster) as serve:
@@ -368,8 +298,8 @@ def test_a_cluster_that_wants_a_token_says_how_to_give_it(
 
 
 def test_as_a_job_and_with_a_second_gateway(model: Path, tmp_path: Path, ray_cluster: dict[str, str]) -> None:
-    address, second = (f"127.0.0.1:{_free_port()}" for _ in range(2))
-    submission = f"serve-{_free_port()}"
+    address, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    submission = f"serve-{free_port()}"
     dashboard = ["--address", ray_cluster["DASHBOARD"]]
     job = ["python", "-m", "cluster.cli", *_serve(model, address, "--pp", "2")]
     _ray(
@@ -385,7 +315,7 @@ def test_as_a_job_and_with_a_second_gateway(model: Path, tmp_path: Path, ray_clu
         "--",
         *job,
     )
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + START_S
     while "is ready at" not in (log := _ray(ray_cluster, "job", "logs", *dashboard, submission)):
         assert time.monotonic() < deadline, log
         time.sleep(1)
