@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any
 
 import ray
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.coordinator import NAMESPACE, Coordinator, Opened, actor_name
@@ -86,6 +87,7 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
             finally:
                 await gateway.stop()
         finally:
+            _mute_workers()
             with suppress(RayActorError, TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
                     await coordinator.close.remote()
@@ -147,6 +149,12 @@ def _connect(spec: DeploymentSpec, say: Say) -> None:
         where = f"join the Ray cluster at {address}" if address else "start a Ray cluster on this machine"
         token = " If the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)."
         raise DeployError(f"cannot {where}: {error}.{token if address else ''}") from error
+
+
+def _mute_workers() -> None:
+    """No longer shows here what workers print: one that Ray ends while it starts leaves a traceback, at an orderly end
+    too. Ray has no public way to stop this after `init`."""
+    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
 
 
 def _create_coordinator(spec: DeploymentSpec) -> Any:
