@@ -2,7 +2,7 @@
 
 python -m benchmarks.serve MODEL|SPEC.yaml [--tp N] [--pp N] [--dtype TYPE] [--repeat N] [--json]
 
-Runs one replica on this machine with all its ranks, without Ray and the gateway.
+Runs one replica on this machine with all its ranks, without Ray and the gateway; benchmarks/gateway.py measures these.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Annotated
 
 import typer
 
-from benchmarks.workload import WORKLOADS, Measurement, Times, Workload, measure, peak_mib
+from benchmarks.workload import WARM_UP, WORKLOADS, Measurement, Times, Workload, measure, peak_mib, summary
 from cluster.models import resolve_model
 from cluster.spec import DeploymentSpec
 from partitioning.checkpoint import open_checkpoint
@@ -50,7 +49,7 @@ def main(
     )
     with local_replica(plan, config) as replica:
         for workload in WORKLOADS:
-            _one(replica, workload, -1, plan.model.vocab_size)  # to warm up
+            _one(replica, workload, WARM_UP, plan.model.vocab_size)  # to warm up
             before = replica.engine.timings()
             results = [_one(replica, workload, number, plan.model.vocab_size) for number in range(repeat)]
             after = replica.engine.timings()
@@ -100,11 +99,7 @@ def _report(results: list[Measurement], share: float, json: bool) -> None:
         for result in results:
             print(jsonlib.dumps({**asdict(result), "control_share": share}), flush=True)
         return
-    name, ttft = results[0].workload, median(r.ttft_s for r in results) * 1000
-    tpots = [r.tpot_s * 1000 for r in results if r.tpot_s is not None]
-    tpot = f"TPOT {median(tpots):7.1f} ms" if tpots else " " * 15
-    rate = median(r.tokens_per_s for r in results)
-    print(f"{name:8} TTFT {ttft:8.1f} ms  {tpot}  {rate:8.1f} tokens/s  control plane {share:.1%}", flush=True)
+    print(f"{summary(results)}  control plane {share:.1%}", flush=True)
 
 
 if __name__ == "__main__":

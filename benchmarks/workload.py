@@ -30,7 +30,7 @@ class Workload:
 
 
 WORKLOADS = (Workload("decode", 1, 128, 128), Workload("prefill", 1, 1024, 1), Workload("batch", 32, 128, 64))
-_WARM_UP = -1  # a repetition that is not counted
+WARM_UP = -1  # a repetition that is not counted
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,21 @@ def measure(workload: Workload, times: Times) -> Measurement:
     return Measurement(workload.name, ttft, tpot, workload.prompts * workload.output_tokens / seconds)
 
 
+def summary(results: Sequence[Measurement]) -> str:
+    """One line: the medians over the repetitions of a workload."""
+    ttft = median(result.ttft_s for result in results) * 1000
+    tpots = [result.tpot_s * 1000 for result in results if result.tpot_s is not None]
+    tpot = f"TPOT {median(tpots):7.1f} ms" if tpots else " " * 15
+    rate = median(result.tokens_per_s for result in results)
+    return f"{results[0].workload:8} TTFT {ttft:8.1f} ms  {tpot}  {rate:8.1f} tokens/s"
+
+
 def run_all(generate: Callable[[Workload, Sequence[Sequence[int]]], Times], vocab_size: int, repeat: int) -> None:
     """Prints one JSON line for each measurement, and one with the peak memory."""
     for workload in WORKLOADS:
-        for repetition in (_WARM_UP, *range(repeat)):
+        for repetition in (WARM_UP, *range(repeat)):
             times = generate(workload, workload.token_ids(repetition, vocab_size))
-            if repetition != _WARM_UP:
+            if repetition != WARM_UP:
                 print(json.dumps(asdict(measure(workload, times))), flush=True)
     print(json.dumps({"peak_mib": peak_mib()}), flush=True)
 

@@ -157,6 +157,7 @@ class Engine:
     def _launch(self) -> bool:
         started = perf_counter()
         step = self._scheduler.schedule()
+        self._publish_load()  # the queue's bound counts what waits from here on
         scheduled = perf_counter()
         self._seconds["schedule"] += scheduled - started
         if step is None:
