@@ -23,6 +23,7 @@ from partitioning.checkpoint import open_checkpoint
 from partitioning.model_spec import DType
 from partitioning.plan import Plan
 from partitioning.planner import make_plan
+from partitioning.settings import plan_settings
 from partitioning.topology import local_topology
 from workers.local import LocalReplica, local_replica
 from workers.request import EngineConfig, Request, SamplingParams
@@ -65,19 +66,16 @@ def _plan(spec: DeploymentSpec) -> Plan:
     with open_checkpoint(path) as checkpoint:
         model = checkpoint.spec
     tp, pp = spec.tp or 1, spec.pp or 1
-    return make_plan(
+    settings = plan_settings(
         model,
-        str(path),
-        local_topology(tp * pp),
-        tp=tp,
-        pp=pp,
         dtype=spec.dtype,
         max_model_len=2048,
         max_batch_tokens=spec.max_batch_tokens,
         kv_block_size=spec.kv_block_size,
         kv_cache_tokens=spec.kv_cache_tokens or 8192,
-        layer_split=spec.layer_split,
     )
+    host = local_topology(tp * pp)
+    return make_plan(model, str(path), host, settings, tp=tp, pp=pp, layer_split=spec.layer_split)
 
 
 def _one(replica: LocalReplica, workload: Workload, repetition: int, vocab_size: int) -> Measurement:

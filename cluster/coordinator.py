@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
@@ -16,12 +17,13 @@ import ray
 from cluster.registry import Registry
 from cluster.replica import Blueprint, ReplicaLife
 from cluster.spec import DeploymentSpec
-from cluster.topology import ray_nodes, topology_of
+from cluster.topology import RayNode, ray_nodes, topology_of
 from partitioning.checkpoint import open_checkpoint
+from partitioning.model_spec import ModelSpec
 from partitioning.plan import Plan
 from partitioning.plan_json import plan_to_json
 from partitioning.planner import auto_plan, make_plan
-from partitioning.settings import default_model_len
+from partitioning.settings import PlanSettings, plan_settings
 from workers.request import EngineConfig
 
 NAMESPACE = "phalanx"
@@ -57,8 +59,11 @@ class Coordinator:
             CheckpointError: the model cannot be read on this node.
         """
         nodes = ray_nodes()
-        plan = self._plan()
-        engine_json = json.dumps(dataclasses.asdict(self._engine_config(plan)))
+        with open_checkpoint(self._spec.model) as checkpoint:
+            model = checkpoint.spec
+        settings = self._settings(model)
+        plan = self._plan(model, settings, nodes)
+        engine_json = json.dumps(dataclasses.asdict(self._engine_config(plan, settings)))
         blueprint = Blueprint(self._spec.name, plan, plan_to_json(plan), engine_json)
         host = "127.0.0.1" if len(nodes) == 1 else ray.util.get_node_ip_address()
         port = await self._registry.start(host)
@@ -88,51 +93,39 @@ class Coordinator:
         """Returns after `close`; a caller notices by it when this actor dies."""
         await self._closed.wait()
 
-    def _plan(self) -> Plan:
+    def _settings(self, model: ModelSpec) -> PlanSettings:
         spec = self._spec
-        with open_checkpoint(spec.model) as checkpoint:
-            model = checkpoint.spec
-        tp, pp, replicas = spec.tp or 1, spec.pp or 1, spec.replicas or 1
-        topology = topology_of(
-            ray_nodes(), spec.devices, None if spec.auto else tp, None if spec.auto else tp * pp * replicas
-        )
-        if spec.auto:
-            return auto_plan(
-                model,
-                spec.model,
-                topology,
-                replicas=spec.replicas,
-                concurrency=spec.concurrency,
-                dtype=spec.dtype,
-                max_model_len=spec.max_model_len,
-                max_batch_tokens=spec.max_batch_tokens,
-                kv_block_size=spec.kv_block_size,
-                kv_cache_tokens=spec.kv_cache_tokens,
-                memory_fraction=spec.memory_fraction,
-            )
-        return make_plan(
+        return plan_settings(
             model,
-            spec.model,
-            topology,
-            tp=tp,
-            pp=pp,
-            replicas=replicas,
             dtype=spec.dtype,
             max_model_len=spec.max_model_len,
             max_batch_tokens=spec.max_batch_tokens,
             kv_block_size=spec.kv_block_size,
             kv_cache_tokens=spec.kv_cache_tokens,
             memory_fraction=spec.memory_fraction,
-            layer_split=spec.layer_split,
         )
 
-    def _engine_config(self, plan: Plan) -> EngineConfig:
+    def _plan(self, model: ModelSpec, settings: PlanSettings, nodes: Sequence[RayNode]) -> Plan:
+        spec = self._spec
+        tp, pp, replicas = spec.tp or 1, spec.pp or 1, spec.replicas or 1
+        topology = topology_of(
+            nodes, spec.devices, None if spec.auto else tp, None if spec.auto else tp * pp * replicas
+        )
+        if spec.auto:
+            return auto_plan(
+                model, spec.model, topology, settings, replicas=spec.replicas, concurrency=spec.concurrency
+            )
+        return make_plan(
+            model, spec.model, topology, settings, tp=tp, pp=pp, replicas=replicas, layer_split=spec.layer_split
+        )
+
+    def _engine_config(self, plan: Plan, settings: PlanSettings) -> EngineConfig:
         spec = self._spec
         return EngineConfig(
             max_running=spec.max_running,
             max_waiting=spec.max_waiting,
             max_batch_tokens=spec.max_batch_tokens,
-            max_model_len=spec.max_model_len or default_model_len(plan.model),
+            max_model_len=settings.max_model_len,
             prefix_caching=spec.prefix_caching,
             collective_timeout_s=spec.collective_timeout_s,
             eos_token_ids=plan.model.eos_token_ids,

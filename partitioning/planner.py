@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from partitioning.assembly import cut_replica, number_ranks
-from partitioning.model_spec import DType, ModelSpec
+from partitioning.model_spec import ModelSpec
 from partitioning.plan import Plan
 from partitioning.search import search
-from partitioning.settings import plan_settings
+from partitioning.settings import PlanSettings, plan_settings
 from partitioning.topology import Topology
 
 
@@ -16,20 +16,15 @@ def make_plan(
     model: ModelSpec,
     model_path: str,
     topology: Topology,
+    settings: PlanSettings | None = None,
     *,
     tp: int,
     pp: int,
     replicas: int = 1,
-    dtype: DType | None = None,
-    max_model_len: int | None = None,
-    max_batch_tokens: int = 512,
-    kv_block_size: int = 16,
-    kv_cache_tokens: int | None = None,
-    memory_fraction: float = 0.9,
     device_weights: Sequence[float] | None = None,
     layer_split: Sequence[int] | None = None,
 ) -> Plan:
-    """The plan for `replicas` replicas of `pp` stages of `tp` ranks.
+    """The plan for `replicas` replicas of `pp` stages of `tp` ranks. Without `settings` the model's defaults hold.
 
     `device_weights` are the ranks' shares of their stage, one a rank of a stage (`tp` of them) or of a replica
     (`tp * pp`); without them they follow the devices' speed. `layer_split` is the number of layers of each stage;
@@ -38,15 +33,7 @@ def make_plan(
     Raises:
         PlanError: the cluster has too few devices, or a rank too little memory, or an argument is out of range.
     """
-    settings = plan_settings(
-        model,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        max_batch_tokens=max_batch_tokens,
-        kv_block_size=kv_block_size,
-        kv_cache_tokens=kv_cache_tokens,
-        memory_fraction=memory_fraction,
-    )
+    settings = settings or plan_settings(model)
     places, stages = cut_replica(model, settings, topology, tp, pp, replicas, device_weights, layer_split)
     return number_ranks(model, model_path, settings, places, stages)
 
@@ -55,15 +42,10 @@ def auto_plan(
     model: ModelSpec,
     model_path: str,
     topology: Topology,
+    settings: PlanSettings | None = None,
     *,
     replicas: int | None = None,
     concurrency: int = 32,
-    dtype: DType | None = None,
-    max_model_len: int | None = None,
-    max_batch_tokens: int = 512,
-    kv_block_size: int = 16,
-    kv_cache_tokens: int | None = None,
-    memory_fraction: float = 0.9,
 ) -> Plan:
     """The plan that is predicted to answer `concurrency` simultaneous requests soonest, among all that fit.
 
@@ -73,14 +55,6 @@ def auto_plan(
     Raises:
         PlanError: nothing fits; the message has the reason of the layout that came nearest.
     """
-    settings = plan_settings(
-        model,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        max_batch_tokens=max_batch_tokens,
-        kv_block_size=kv_block_size,
-        kv_cache_tokens=kv_cache_tokens,
-        memory_fraction=memory_fraction,
-    )
+    settings = settings or plan_settings(model)
     found = search(model, settings, topology, replicas, concurrency)
     return number_ranks(model, model_path, settings, found.places, found.stages, found.explanation)

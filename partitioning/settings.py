@@ -41,11 +41,6 @@ class PlanSettings:
         return Load(tokens=tokens, sampled=0, sequences=1, context=PROMPT_TOKENS // 2)
 
 
-def default_model_len(model: ModelSpec) -> int:
-    """The longest sequence served, in tokens, when nobody says otherwise."""
-    return min(model.max_position, _DEFAULT_MODEL_LEN)
-
-
 def plan_settings(
     model: ModelSpec,
     *,
@@ -61,7 +56,7 @@ def plan_settings(
     Raises:
         PlanError: a figure out of range.
     """
-    length = default_model_len(model) if max_model_len is None else max_model_len
+    length = min(model.max_position, _DEFAULT_MODEL_LEN) if max_model_len is None else max_model_len
     if not 1 <= length <= model.max_position:
         raise PlanError(f"max_model_len {length} must be from 1 to the model's {model.max_position} positions")
     for name, value in [

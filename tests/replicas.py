@@ -12,6 +12,7 @@ from partitioning.checkpoint import open_checkpoint
 from partitioning.model_spec import DType
 from partitioning.plan import Plan
 from partitioning.planner import make_plan
+from partitioning.settings import plan_settings
 from partitioning.topology import local_topology
 from workers.engine import Engine
 from workers.local import LocalReplica
@@ -26,8 +27,9 @@ def plan_for(model: Path, tp: int = 1, pp: int = 1, dtype: DType = "float32", **
     checkpoint = open_checkpoint(model)
     spec = checkpoint.spec
     checkpoint.close()
-    settings = {"max_model_len": 512, "max_batch_tokens": 512, "kv_cache_tokens": 4096, **options}
-    return make_plan(spec, str(model), local_topology(tp * pp), tp=tp, pp=pp, dtype=dtype, **settings)  # type: ignore[arg-type]
+    asked = {"max_model_len": 512, "max_batch_tokens": 512, "kv_cache_tokens": 4096, **options}
+    settings = plan_settings(spec, dtype=dtype, **asked)  # type: ignore[arg-type]
+    return make_plan(spec, str(model), local_topology(tp * pp), settings, tp=tp, pp=pp)
 
 
 def config_for(plan: Plan, **options: object) -> EngineConfig:

@@ -68,7 +68,7 @@ def generate(
     from cluster.text import TokenizerMissing, load_tokenizer
     from partitioning.checkpoint import open_checkpoint
     from partitioning.planner import make_plan
-    from partitioning.settings import default_model_len
+    from partitioning.settings import plan_settings
     from partitioning.topology import local_topology
     from phalanx.v1 import inference_pb2
     from workers.local import local_replica
@@ -92,21 +92,13 @@ def generate(
     path = resolve_model(model)
     with open_checkpoint(path) as checkpoint:
         spec = checkpoint.spec
-    plan = make_plan(
-        spec,
-        str(path.resolve()),
-        local_topology(tp * pp),
-        tp=tp,
-        pp=pp,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        kv_cache_tokens=kv_cache_tokens,
-    )
+    settings = plan_settings(spec, dtype=dtype, max_model_len=max_model_len, kv_cache_tokens=kv_cache_tokens)
+    plan = make_plan(spec, str(path.resolve()), local_topology(tp * pp), settings, tp=tp, pp=pp)
     try:
         tokenizer = load_tokenizer(path)
     except TokenizerMissing:
         tokenizer = None
-    limits = Limits(spec.vocab_size, max_model_len or default_model_len(spec))
+    limits = Limits(spec.vocab_size, settings.max_model_len)
     config = EngineConfig(max_model_len=limits.max_model_len, eos_token_ids=spec.eos_token_ids)
 
     if input is not None and output is not None:

@@ -14,6 +14,7 @@ from partitioning.model_spec import DType, ModelSpec
 from partitioning.plan_json import plan_to_json
 from partitioning.plan_table import TABLE_WIDTH, plan_table
 from partitioning.planner import auto_plan, make_plan
+from partitioning.settings import plan_settings
 from partitioning.topology import local_topology, usable_cores
 
 _DEVICES_HELP = (
@@ -65,17 +66,21 @@ def plan(
     path = resolve_model(model)
     spec = _model_spec(path)
     cluster = None if devices is None else parse_topology(devices, nodes, network_gbit)
+    settings = plan_settings(
+        spec,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_batch_tokens=max_batch_tokens,
+        kv_cache_tokens=kv_cache_tokens,
+    )
     if auto:
         made = auto_plan(
             spec,
             str(path),
             cluster or local_topology(usable_cores()),
+            settings,
             replicas=replicas,
             concurrency=concurrency,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            max_batch_tokens=max_batch_tokens,
-            kv_cache_tokens=kv_cache_tokens,
         )
     else:
         tp, pp, replicas = tp or 1, pp or 1, replicas or 1
@@ -83,13 +88,10 @@ def plan(
             spec,
             str(path),
             cluster or local_topology(tp * pp * replicas),
+            settings,
             tp=tp,
             pp=pp,
             replicas=replicas,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            max_batch_tokens=max_batch_tokens,
-            kv_cache_tokens=kv_cache_tokens,
             layer_split=_numbers(layer_split),
         )
     text = plan_to_json(made)

@@ -7,6 +7,7 @@ import pytest
 from partitioning.devices import parse_topology
 from partitioning.plan import PlanError
 from partitioning.planner import auto_plan, make_plan
+from partitioning.settings import plan_settings
 from partitioning.topology import ETHERNET, Topology, cpu_node, local_topology
 from tests.partitioning.specs import LLAMA_70B, LLAMA_405B, model_spec
 
@@ -100,18 +101,29 @@ def test_too_little_memory_is_refused_with_the_rank_the_bytes_and_the_remedy() -
         ({"tp": 1, "pp": 31}, "pp=31 stages need as many layers"),
         ({"tp": 1, "pp": 2, "layer_split": [10, 10]}, "add up to the model's 30 layers"),
         ({"tp": 2, "pp": 1, "device_weights": [1.0, 0.0]}, "positive numbers"),
-        ({"tp": 1, "pp": 1, "max_model_len": 9000}, "max_model_len 9000 must be from 1 to the model's 8192"),
-        ({"tp": 1, "pp": 1, "kv_cache_tokens": 0}, "kv_cache_tokens must be at least 1"),
-        ({"tp": 1, "pp": 1, "memory_fraction": 1.5}, "memory_fraction"),
     ],
 )
-def test_arguments_out_of_range_are_named(arguments: dict[str, object], message: str) -> None:
+def test_layouts_out_of_range_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         make_plan(SMOLLM2, "m", host(40), **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_model_len": 9000}, "max_model_len 9000 must be from 1 to the model's 8192"),
+        ({"kv_cache_tokens": 0}, "kv_cache_tokens must be at least 1"),
+        ({"memory_fraction": 1.5}, "memory_fraction"),
+    ],
+)
+def test_settings_out_of_range_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan_settings(SMOLLM2, **arguments)  # type: ignore[arg-type]
+
+
 def test_the_kv_cache_is_what_was_asked_for_or_what_memory_leaves() -> None:
-    assert make_plan(SMOLLM2, "m", host(1), tp=1, pp=1, kv_cache_tokens=100).kv_blocks == 7  # 16 tokens each
+    small = plan_settings(SMOLLM2, kv_cache_tokens=100)
+    assert make_plan(SMOLLM2, "m", host(1), small, tp=1, pp=1).kv_blocks == 7  # 16 tokens each
     gpu = make_plan(LLAMA_70B, "m", parse_topology("8xH100"), tp=8, pp=1)
     kv_bytes = gpu.kv_blocks * 16 * 80 * 2 * 128 * 2  # layers, K and V, head_dim of the one KV head, bfloat16
     assert 0.6 < (kv_bytes + gpu.ranks[0].weight_bytes) / 72e9 < 1
@@ -122,14 +134,16 @@ def test_a_host_keeps_most_of_its_memory_for_others() -> None:
 
 
 def test_more_ranks_than_cores_can_be_planned_on_this_machine() -> None:
-    plan = make_plan(SMOLLM2, "m", local_topology(12), tp=4, pp=3, max_model_len=64, kv_cache_tokens=64)
+    small = plan_settings(SMOLLM2, max_model_len=64, kv_cache_tokens=64)
+    plan = make_plan(SMOLLM2, "m", local_topology(12), small, tp=4, pp=3)
     assert min(rank.threads for rank in plan.ranks) >= 1
 
 
 def test_splitting_over_a_fast_link_is_predicted_to_help_and_over_a_slow_one_to_hurt() -> None:
-    one = make_plan(LLAMA_70B, "m", parse_topology("1xB200"), tp=1, pp=1, max_model_len=512)
-    fast = make_plan(LLAMA_70B, "m", parse_topology("4xB200"), tp=4, pp=1, max_model_len=512)
-    slow = make_plan(LLAMA_70B, "m", parse_topology("1xB200", 4, network_gbit=1), tp=4, pp=1, max_model_len=512)
+    short = plan_settings(LLAMA_70B, max_model_len=512)
+    one = make_plan(LLAMA_70B, "m", parse_topology("1xB200"), short, tp=1, pp=1)
+    fast = make_plan(LLAMA_70B, "m", parse_topology("4xB200"), short, tp=4, pp=1)
+    slow = make_plan(LLAMA_70B, "m", parse_topology("1xB200", 4, network_gbit=1), short, tp=4, pp=1)
     assert fast.prediction.decode_seconds < one.prediction.decode_seconds / 2
     assert slow.prediction.prefill_seconds > one.prediction.prefill_seconds
 
