@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.models import resolve_model
+from tests.tiny_models import make_tiny
+from tests.tiny_tokenizer import add_tiny_tokenizer
 
 # Whoever starts the tests in the background of a script has them ignore Ctrl-C, and what they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -15,3 +17,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def smollm2() -> Path:
     """The real SmolLM2-135M-Instruct, which `make setup` has fetched."""
     return resolve_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama of random weights that talks: with a tokenizer and a chat template."""
+    folder = make_tiny(tmp_path_factory.mktemp("model"), "llama", bos_token_id=304, eos_token_id=305)
+    add_tiny_tokenizer(folder)
+    return folder

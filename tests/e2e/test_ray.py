@@ -25,15 +25,6 @@ from cluster.text import load_tokenizer
 from phalanx import AsyncClient, Client, DeadlineExceeded, InvalidRequest, Overloaded, PhalanxError
 from tests.e2e.processes import COMMAND, ROOT, START_S, free_port, gone, running
 from tests.oracle.references import Reference
-from tests.tiny_models import make_tiny
-from tests.tiny_tokenizer import add_tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_tiny(tmp_path_factory.mktemp("model"), "llama", bos_token_id=304, eos_token_id=305)
-    add_tiny_tokenizer(folder)
-    return folder
 
 
 def _serve(model: Path, listen: str, *more: str) -> list[str]:

@@ -19,16 +19,8 @@ from tests.oracle.references import Reference
 from tests.replicas import config_for, plan_for
 from tests.served import Served, served
 from tests.tiny_models import make_tiny
-from tests.tiny_tokenizer import add_tiny_tokenizer
 
 _PROMPT = "the quick brown fox"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_tiny(tmp_path_factory.mktemp("model"), "llama", bos_token_id=304, eos_token_id=305)
-    add_tiny_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
