@@ -11,12 +11,13 @@ import asyncio
 import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from random import randrange
 from time import perf_counter
 from typing import Annotated
 
 import typer
 
-from benchmarks.workload import WARM_UP, WORKLOADS, Times, Workload, measure, summary
+from benchmarks.workload import WORKLOADS, Measurement, Times, Workload, measure, summary
 from phalanx import AsyncClient
 
 
@@ -31,14 +32,17 @@ def main(
 async def _run(address: str, repeat: int, json: bool) -> None:
     async with AsyncClient(address) as client:
         vocab_size = (await client.model()).vocab_size
+        warm_up = randrange(1 << 30)  # the deployment may still have the prompts of an earlier run in its cache
         for workload in WORKLOADS:
-            results = []
-            for repetition in (WARM_UP, *range(repeat)):
-                times = await _generate(client, workload, workload.token_ids(repetition, vocab_size))
-                if repetition != WARM_UP:
-                    results.append(measure(workload, times))
+            await _one(client, workload, warm_up, vocab_size)
+            repetitions = range(warm_up + 1, warm_up + 1 + repeat)
+            results = [await _one(client, workload, number, vocab_size) for number in repetitions]
             for line in [jsonlib.dumps(asdict(result)) for result in results] if json else [summary(results)]:
                 print(line, flush=True)
+
+
+async def _one(client: AsyncClient, workload: Workload, repetition: int, vocab_size: int) -> Measurement:
+    return measure(workload, await _generate(client, workload, workload.token_ids(repetition, vocab_size)))
 
 
 async def _generate(client: AsyncClient, workload: Workload, prompts: Sequence[Sequence[int]]) -> Times:
