@@ -63,7 +63,7 @@ class Coordinator:
             model = checkpoint.spec
         settings = self._settings(model)
         plan = self._plan(model, settings, nodes)
-        engine_json = json.dumps(dataclasses.asdict(self._engine_config(plan, settings)))
+        engine_json = json.dumps(dataclasses.asdict(self._engine_config(model, settings)))
         blueprint = Blueprint(self._spec.name, plan, plan_to_json(plan), engine_json)
         host = "127.0.0.1" if len(nodes) == 1 else ray.util.get_node_ip_address()
         port = await self._registry.start(host)
@@ -119,7 +119,7 @@ class Coordinator:
             model, spec.model, topology, settings, tp=tp, pp=pp, replicas=replicas, layer_split=spec.layer_split
         )
 
-    def _engine_config(self, plan: Plan, settings: PlanSettings) -> EngineConfig:
+    def _engine_config(self, model: ModelSpec, settings: PlanSettings) -> EngineConfig:
         spec = self._spec
         return EngineConfig(
             max_running=spec.max_running,
@@ -128,7 +128,7 @@ class Coordinator:
             max_model_len=settings.max_model_len,
             prefix_caching=spec.prefix_caching,
             collective_timeout_s=spec.collective_timeout_s,
-            eos_token_ids=plan.model.eos_token_ids,
+            eos_token_ids=model.eos_token_ids,
         )
 
     def _publish(self) -> None:

@@ -63,7 +63,7 @@ class Engine:
         with self._wake:
             if self._stopping:
                 raise EngineStopped("the engine has stopped")
-            if len(self._inbox) + self._load.waiting >= self._config.max_waiting:
+            if len(self._inbox) + self._scheduler.waiting >= self._config.max_waiting:
                 raise EngineFull(f"{self._config.max_waiting} requests are waiting already; try again later")
             self._inbox.append(request)
             self._wake.notify()
@@ -157,7 +157,6 @@ class Engine:
     def _launch(self) -> bool:
         started = perf_counter()
         step = self._scheduler.schedule()
-        self._publish_load()  # the queue's bound counts what waits from here on
         scheduled = perf_counter()
         self._seconds["schedule"] += scheduled - started
         if step is None:
