@@ -98,6 +98,7 @@ class Coordinator:
         return plan_settings(
             model,
             dtype=spec.dtype,
+            weights=spec.weights,
             max_model_len=spec.max_model_len,
             max_batch_tokens=spec.max_batch_tokens,
             kv_block_size=spec.kv_block_size,

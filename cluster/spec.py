@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from partitioning.model_spec import DType
+from partitioning.model_spec import DType, WeightType
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -39,6 +39,13 @@ class DeploymentSpec(BaseModel):
     ] = "auto"
 
     dtype: Annotated[DType | None, Field(description="Of weights and KV cache. Default: the checkpoint's.")] = None
+    weights: Annotated[
+        WeightType,
+        Field(
+            description="auto: a GGUF file's 8 and 4-bit blocks as they are, unless dtype is float32, anything else in "
+            "dtype; dense: always in dtype; int8, int4: quantised while loading."
+        ),
+    ] = "auto"
     max_model_len: Annotated[
         Positive | None, Field(description="Longest sequence in tokens. Default: the model's, at most 8192.")
     ] = None

@@ -97,6 +97,7 @@ def number_ranks(
         model=model,
         model_path=model_path,
         dtype=settings.dtype,
+        weights=settings.weights,
         tp=len(stages[0].ranks),
         pp=len(stages),
         ranks=tuple(ranks),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
+# How matrices are kept: as the file has them where that is 8 or 4 bits and the float type 16; as floats; in 8; in 4 bits.
+WeightType = Literal["auto", "dense", "int8", "int4"]
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}

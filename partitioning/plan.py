@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partitioning.model_spec import DType, ModelSpec
+from partitioning.model_spec import DType, ModelSpec, WeightType
 
 
 class PlanError(ValueError):
@@ -76,6 +76,7 @@ class Plan:
     model: ModelSpec
     model_path: str
     dtype: DType
+    weights: WeightType
     tp: int
     pp: int
     ranks: tuple[RankPlan, ...]

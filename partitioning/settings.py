@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from partitioning.costs import Load
-from partitioning.model_spec import DType, ModelSpec
+from partitioning.model_spec import DType, ModelSpec, WeightType
 from partitioning.plan import PlanError
 
 # The request that layouts are balanced and compared for.
@@ -28,6 +28,7 @@ class PlanSettings:
     kv_block_size: int = 16
     kv_cache_tokens: int | None = None
     memory_fraction: float = 0.9
+    weights: WeightType = "auto"
 
     @property
     def needed_tokens(self) -> int:
@@ -50,6 +51,7 @@ def plan_settings(
     kv_block_size: int = 16,
     kv_cache_tokens: int | None = None,
     memory_fraction: float = 0.9,
+    weights: WeightType = "auto",
 ) -> PlanSettings:
     """Settings with the model's own dtype and (up to 8192 tokens) length where none is given.
 
@@ -68,4 +70,6 @@ def plan_settings(
             raise PlanError(f"{name} must be at least 1, got {value}")
     if not 0 < memory_fraction <= 1:
         raise PlanError(f"memory_fraction must be above 0 and at most 1, got {memory_fraction}")
-    return PlanSettings(dtype or model.dtype, length, max_batch_tokens, kv_block_size, kv_cache_tokens, memory_fraction)
+    return PlanSettings(
+        dtype or model.dtype, length, max_batch_tokens, kv_block_size, kv_cache_tokens, memory_fraction, weights
+    )

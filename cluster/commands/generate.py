@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from partitioning.model_spec import DType
+from cluster.commands import WEIGHTS_HELP
+from partitioning.model_spec import DType, WeightType
 
 if TYPE_CHECKING:
     from cluster.gateway.requests import Job, Limits
@@ -29,9 +30,10 @@ def generate(
     output: Annotated[
         Path | None, typer.Option(help="With --input: the JSONL file to write; what it has already is not done again.")
     ] = None,
-    tp: Annotated[int, typer.Option(help="Ranks that share each layer; any number.")] = 1,
-    pp: Annotated[int, typer.Option(help="Stages the layers are divided into.")] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Ranks that share each layer; any number.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Stages the layers are divided into.")] = 1,
     dtype: Annotated[DType | None, typer.Option(help="Float type. Default: the checkpoint's.")] = None,
+    weights: Annotated[WeightType, typer.Option(help=WEIGHTS_HELP)] = "auto",
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of the KV cache.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
@@ -92,7 +94,9 @@ def generate(
     path = resolve_model(model)
     with open_checkpoint(path) as checkpoint:
         spec = checkpoint.spec
-    settings = plan_settings(spec, dtype=dtype, max_model_len=max_model_len, kv_cache_tokens=kv_cache_tokens)
+    settings = plan_settings(
+        spec, dtype=dtype, weights=weights, max_model_len=max_model_len, kv_cache_tokens=kv_cache_tokens
+    )
     plan = make_plan(spec, str(path.resolve()), local_topology(tp * pp), settings, tp=tp, pp=pp)
     try:
         tokenizer = load_tokenizer(path)

@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 
 from cluster.models import resolve_model
+from cluster.commands import WEIGHTS_HELP
 from partitioning.devices import known_devices, parse_topology
-from partitioning.model_spec import DType, ModelSpec
+from partitioning.model_spec import DType, ModelSpec, WeightType
 from partitioning.plan_json import plan_to_json
 from partitioning.plan_table import TABLE_WIDTH, plan_table
 from partitioning.planner import auto_plan, make_plan
@@ -44,6 +45,7 @@ def plan(
     dtype: Annotated[
         DType | None, typer.Option(help="Float type of weights and KV cache. Default: the checkpoint's.")
     ] = None,
+    weights: Annotated[WeightType, typer.Option(help=WEIGHTS_HELP)] = "auto",
     max_model_len: Annotated[
         int | None, typer.Option(help="Longest sequence. Default: the model's, at most 8192.")
     ] = None,
@@ -69,6 +71,7 @@ def plan(
     settings = plan_settings(
         spec,
         dtype=dtype,
+        weights=weights,
         max_model_len=max_model_len,
         max_batch_tokens=max_batch_tokens,
         kv_cache_tokens=kv_cache_tokens,

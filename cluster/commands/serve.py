@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.commands import WEIGHTS_HELP
 from cluster.spec import DeploymentSpec
-from partitioning.model_spec import DType
+from partitioning.model_spec import DType, WeightType
 
 _YAML = (".yaml", ".yml")
 
@@ -25,6 +26,7 @@ def serve(
     auto: Annotated[bool | None, typer.Option("--auto", help="Search for the quickest tp, pp and replicas.")] = None,
     devices: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[DType | None, typer.Option(help="Float type of weights and KV cache.")] = None,
+    weights: Annotated[WeightType | None, typer.Option(help=WEIGHTS_HELP)] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of a replica's KV cache.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the deployment, unique in the cluster.")] = None,
@@ -43,6 +45,7 @@ def serve(
         "auto": auto,
         "devices": devices,
         "dtype": dtype,
+        "weights": weights,
         "max_model_len": max_model_len,
         "kv_cache_tokens": kv_cache_tokens,
         "name": name,

@@ -11,6 +11,7 @@ import torch
 
 from partitioning.model_spec import ModelSpec
 from partitioning.plan import Span
+from partitioning.quantised import Quantised
 
 
 class CheckpointError(ValueError):
@@ -46,6 +47,11 @@ class Checkpoint(ABC):
         means all of them. The type is the file's own float type, or float32 where the file holds quantised blocks.
         Raises CheckpointError for a name that the checkpoint lacks or a span outside the tensor.
         """
+
+    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Quantised | None:
+        """The same slice as the file's own 8 or 4-bit codes, or None where it has none of a supported type, or where
+        `cols` cuts through a group of them. Raises as `read` does."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

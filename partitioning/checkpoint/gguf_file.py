@@ -12,10 +12,14 @@ from gguf import dequantize
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from partitioning.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, slice_bounds
+from partitioning.checkpoint.gguf_codes import GGUF_CODES
 from partitioning.checkpoint.gguf_header import read_gguf_header
 from partitioning.checkpoint.gguf_spec import ROPE_FACTORS, hf_name, read_gguf_spec
 from partitioning.checkpoint.tensors import check_tensors
 from partitioning.plan import Span
+from partitioning.quantised import Quantised
+
+Rows = slice | npt.NDArray[np.int64]
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BLOCKS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -48,29 +52,49 @@ class GgufFile(Checkpoint):
         rows, cols = slice_bounds(name, tensor.shape, rows, cols)
         if cols is None:
             return self._dequantised(tensor, slice(0, 1), rows)[0]
-        if self._interleaves and _INTERLEAVED.fullmatch(name):
-            return self._dequantised(tensor, _interleaved_rows(rows, self.spec.head_dim), cols)
-        return self._dequantised(tensor, slice(rows.start, rows.stop), cols)
+        return self._dequantised(tensor, self._file_rows(name, rows), cols)
+
+    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Quantised | None:
+        tensor = self._stored.get(name)
+        if tensor is None or tensor.type not in GGUF_CODES:
+            return None
+        rows, cols = slice_bounds(name, tensor.shape, rows, cols)
+        size, _ = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type]]
+        if cols is None or cols.start % size or cols.stop % size:
+            return None
+        return GGUF_CODES[tensor.type](self._blocks(tensor, self._file_rows(name, rows), cols))
 
     def close(self) -> None:
         self._bytes = np.empty(0, np.uint8)
 
-    def _dequantised(self, tensor: StoredTensor, rows: slice | npt.NDArray[np.int64], cols: Span) -> torch.Tensor:
+    def _dequantised(self, tensor: StoredTensor, rows: Rows, cols: Span) -> torch.Tensor:
         """[rows, cols] of a tensor, a vector counting as one row. Whole blocks are read, then trimmed to `cols`."""
         kind = GGMLQuantizationType[tensor.type]
-        block_values, block_bytes = GGML_QUANT_SIZES[kind]
-        table = self._bytes[tensor.begin : tensor.end].reshape(-1, tensor.shape[-1] // block_values * block_bytes)
-        first = cols.start // block_values
-        last = -(-cols.stop // block_values) if cols else first
-        blocks = np.array(table[rows, first * block_bytes : last * block_bytes], order="C")  # [rows, bytes]
-        self.bytes_read += blocks.size
+        block_values, _ = GGML_QUANT_SIZES[kind]
+        blocks = self._blocks(tensor, rows, cols)
         if not blocks.size:
             return torch.empty(len(blocks), len(cols), dtype=_FLOATS.get(tensor.type, torch.float32))
         if tensor.type in _FLOATS:
             return torch.from_numpy(blocks).view(_FLOATS[tensor.type])
         values = torch.from_numpy(dequantize(blocks, kind))
-        skipped = first * block_values
+        skipped = cols.start // block_values * block_values
         return values[:, cols.start - skipped : cols.stop - skipped].contiguous()
+
+    def _blocks(self, tensor: StoredTensor, rows: Rows, cols: Span) -> npt.NDArray[np.uint8]:
+        """[rows, bytes]: the blocks that hold `cols`."""
+        block_values, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type]]
+        table = self._bytes[tensor.begin : tensor.end].reshape(-1, tensor.shape[-1] // block_values * block_bytes)
+        first = cols.start // block_values
+        last = -(-cols.stop // block_values) if cols else first
+        blocks: npt.NDArray[np.uint8] = np.array(table[rows, first * block_bytes : last * block_bytes], order="C")
+        self.bytes_read += blocks.size
+        return blocks
+
+    def _file_rows(self, name: str, rows: Span) -> Rows:
+        """Where the file has the rows that Hugging Face's order calls `rows`."""
+        if self._interleaves and _INTERLEAVED.fullmatch(name):
+            return _interleaved_rows(rows, self.spec.head_dim)
+        return slice(rows.start, rows.stop)
 
     def _rope_factors(self, tensor: StoredTensor) -> tuple[float, ...]:
         if tensor.type != "F32" or tensor.end > self._bytes.size:

@@ -1,0 +1,94 @@
+"""Weights in 8 or 4 bits, in groups of 32 inputs: the common ground of GGUF's simple blocks and of what is quantised
+while loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+GROUP = 32
+_SHRINK = torch.linspace(1.0, 0.75, 11)  # ranges tried for four bits, as parts of the group's whole range
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """w[row, col] = scales[row, col // 32] * codes[row, col] + offsets[row, col // 32]. Without offsets the codes are
+    centred: the offset is -scale * 2**(bits - 1).
+
+    codes uint8 [rows, cols], each below 2**bits; scales and offsets float16 [rows, groups]; the last group may be short.
+    """
+
+    bits: int
+    codes: Tensor
+    scales: Tensor
+    offsets: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    def dequantise(self) -> Tensor:
+        """float32 [rows, cols]."""
+        cols = self.codes.shape[1]
+        scales = self._by_column(self.scales)[:, :cols]
+        if self.offsets is None:
+            return scales * (self.codes.float() - 2 ** (self.bits - 1))
+        return torch.addcmul(self._by_column(self.offsets)[:, :cols], scales, self.codes.float())
+
+    def rows(self, which: Tensor) -> Self:
+        """Some of the rows."""
+        offsets = None if self.offsets is None else self.offsets[which]
+        return type(self)(self.bits, self.codes[which], self.scales[which], offsets)
+
+    def to(self, device: torch.device) -> Self:
+        offsets = None if self.offsets is None else self.offsets.to(device)
+        return type(self)(self.bits, self.codes.to(device), self.scales.to(device), offsets)
+
+    @staticmethod
+    def _by_column(table: Tensor) -> Tensor:
+        return table.float().repeat_interleave(GROUP, dim=1)
+
+
+def quantise(weight: Tensor, bits: int) -> Quantised:
+    """Rounds a matrix [rows, cols] to `bits` (8 or 4).
+
+    Eight bits are centred, with the group's largest magnitude as range. Four bits have an offset, and the range that
+    leaves the least squared error among some that clip a group's extremes a little.
+    """
+    rows, cols = weight.shape
+    groups = -(-cols // GROUP)
+    padded = torch.nn.functional.pad(weight.float(), (0, groups * GROUP - cols), value=0.0)
+    grouped = padded.view(rows, groups, GROUP)
+    if bits == 8:
+        scales = (grouped.abs().amax(dim=2) / 127).half()
+        codes = _codes(grouped, scales, None, 255, 128)
+        return Quantised(8, codes.view(rows, -1)[:, :cols].contiguous(), scales)
+    low, high = grouped.amin(dim=2), grouped.amax(dim=2)
+    if cols % GROUP and groups:  # the zeros that fill the last group up are no values of it
+        last = grouped[:, -1, : cols % GROUP]
+        low[:, -1], high[:, -1] = last.amin(dim=1), last.amax(dim=1)
+    best_error: Tensor | None = None
+    scales = offsets = torch.empty(0)
+    for part in _SHRINK.tolist():
+        middle, half = (low + high) / 2, (high - low) / 2 * part
+        scale, offset = (2 * half / 15).half(), (middle - half).half()
+        codes = _codes(grouped, scale, offset, 15, 0)
+        error = (scale.float().unsqueeze(2) * codes + offset.float().unsqueeze(2) - grouped).square().sum(dim=2)
+        if best_error is None:
+            best_error, scales, offsets = error, scale, offset
+            continue
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        scales, offsets = torch.where(better, scale, scales), torch.where(better, offset, offsets)
+    codes = _codes(grouped, scales, offsets, 15, 0)
+    return Quantised(4, codes.view(rows, -1)[:, :cols].contiguous(), scales, offsets)
+
+
+def _codes(grouped: Tensor, scales: Tensor, offsets: Tensor | None, largest: int, centre: int) -> Tensor:
+    scale = scales.float().unsqueeze(2)
+    shifted = grouped if offsets is None else grouped - offsets.float().unsqueeze(2)
+    steps = torch.where(scale > 0, shifted / scale, 0.0)
+    return (steps.round() + centre).clamp_(0, largest).to(torch.uint8)
