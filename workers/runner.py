@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from partitioning.checkpoint import Checkpoint
 from partitioning.plan import Plan
-from workers.model.batch import BatchBuilder
-from workers.model.load import load_decoder
+from workers.model.stage import Stage, TorchStage
+from workers.model.weights import WeightReader
+from workers.native import stage as native
+from workers.native.library import library
 from workers.parallel import ParallelContext
 from workers.request import EngineConfig
 from workers.sampling import Sampled, Sampler
 from workers.step_plan import StepPlan
 
+_NOTHING = np.empty(0, dtype=np.int64)
+
 
 class Runner:
-    """One rank's decoder, KV cache and sampler.
+    """One rank's stage and sampler.
 
-    `seconds` adds up where the time of its steps went: "batch" (preparing the batch), "forward" (the model, its
-    collectives included), "sample".
+    `seconds` adds up where the time of its steps went: "forward" (the stage, its collectives included), "sample".
     """
 
     def __init__(
@@ -36,48 +40,42 @@ class Runner:
         self._context = context
         self._first, self._last = mine.stage == 0, mine.stage == plan.pp - 1
         self._hidden_size = plan.model.hidden_size
-        self._dtype: torch.dtype = getattr(torch, plan.dtype)
-        self._decoder = load_decoder(checkpoint, plan, mine, context.stage, config.max_model_len, device)
-        self._batches = BatchBuilder(
-            config.max_running,
-            -(-config.max_model_len // plan.kv_block_size),
-            plan.kv_block_size,
-            frozenset(plan.model.layer_windows[mine.layers.start : mine.layers.stop]),
-            device,
-        )
+        weights = WeightReader(checkpoint, plan, mine)
+        self._stage: Stage
+        if context.native and (built := library()) is not None and native.supports(plan, device):
+            self._stage = native.NativeStage(built, weights, plan, mine, config, context.stage)
+        else:
+            self._stage = TorchStage(weights, plan, mine, config, context.stage, device)
         self._sampler = None
         if self._last:
             self._sampler = Sampler(config.max_running, mine.vocab, plan.model.vocab_size, context.stage, device)
-        self.seconds = {"batch": 0.0, "forward": 0.0, "sample": 0.0}
+        self.seconds = {"forward": 0.0, "sample": 0.0}
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Sampled | None:
         """One step; the sampled tokens on ranks of the last stage, None elsewhere."""
         started = perf_counter()
-        batch = self._batches.build(plan)
-        if self._sampler is not None:
-            self._sampler.apply(plan)
-        built = perf_counter()
-        if self._first:
-            assert self._decoder.embedding is not None
-            x = self._decoder.embedding(batch.tokens)
-        else:
-            x = self._context.receive_hidden(len(batch.tokens), self._hidden_size, self._dtype)
-        x = self._decoder.hidden(x, batch)
-        sampled = None
-        if self._sampler is None:
-            self._context.send_hidden(x)
-        logits = None
-        if self._sampler is not None and len(batch.sample_rows):
-            logits = self._decoder.logits(x[batch.sample_rows])
+        sampler, greedy, slots = self._sampler, False, _NOTHING
+        if sampler is not None:
+            sampler.apply(plan)
+            slots = plan.rows[plan.rows[:, 3] > 0, 0]
+            greedy = sampler.greedy(slots)
+        hidden = None if self._first else self._context.receive_hidden(len(plan.tokens), self._hidden_size)
+        prepared = perf_counter()
+        result = self._stage.run(plan, hidden, greedy)
+        if result.hidden is not None:
+            self._context.send_hidden(result.hidden)
         forwarded = perf_counter()
-        if self._sampler is not None:
-            if logits is None:
+        sampled = None
+        if sampler is not None:
+            if not len(slots):
                 sampled = Sampled(torch.empty(0, dtype=torch.int64), torch.empty(0, 1))
+            elif result.best is not None:
+                sampled = sampler.choose(*result.best)
             else:
-                sampled = self._sampler.sample(logits, batch.sample_slots, batch.sample_positions)
-        seconds = self.seconds
-        seconds["batch"] += built - started
-        seconds["forward"] += forwarded - built
-        seconds["sample"] += perf_counter() - forwarded
+                assert result.logits is not None
+                rows = plan.rows[plan.rows[:, 3] > 0]
+                sampled = sampler.sample(result.logits, slots, (rows[:, 1] + rows[:, 2]).astype(np.int64))
+        self.seconds["forward"] += forwarded - prepared
+        self.seconds["sample"] += perf_counter() - forwarded + prepared - started
         return sampled

@@ -43,7 +43,7 @@ def draw(
         shard = Span(cuts[group.rank], cuts[group.rank + 1])
         sampler = Sampler(rows, shard, VOCAB, group, torch.device("cpu"))
         sampler.apply(plan)
-        return sampler.sample(logits[:, shard.start : shard.stop].clone(), torch.arange(rows), where)
+        return sampler.sample(logits[:, shard.start : shard.stop].clone(), np.arange(rows), where.numpy())
 
     if size == 1:
         return body(SoloGroup())

@@ -47,7 +47,7 @@ class Batch:
     """One flat batch of tokens.
 
     tokens, positions, cache_slots [tokens]: ids, positions in their sequences, places in the KV cache.
-    sample_rows [samples]: tokens after which a token is sampled; slots and sample_positions [samples] belong to them.
+    sample_rows [samples]: tokens after which a token is sampled.
     """
 
     tokens: Tensor
@@ -56,8 +56,6 @@ class Batch:
     decodes: tuple[Decodes, ...]
     chunks: tuple[Chunk, ...]
     sample_rows: Tensor
-    sample_slots: Tensor
-    sample_positions: Tensor
 
 
 class BatchBuilder:
@@ -85,8 +83,6 @@ class BatchBuilder:
         positions = torch.arange(len(plan.tokens)) - firsts[row_of] + starts[row_of]
         size = self._block_size
         cache_slots = self._tables[slots[row_of], positions // size] * size + positions % size
-        sampling = samples.bool()
-        sample_rows = ends[sampling] - 1
         device = self._device
         return Batch(
             tokens=torch.from_numpy(plan.tokens).long().to(device),
@@ -97,9 +93,7 @@ class BatchBuilder:
                 self._chunk(int(firsts[i]), int(ends[i]), int(starts[i]), self._tables[slots[i]])
                 for i in (counts > 1).nonzero()[:, 0].tolist()
             ),
-            sample_rows=sample_rows.to(device),
-            sample_slots=slots[sampling],
-            sample_positions=positions[sample_rows] + 1,
+            sample_rows=(ends[samples.bool()] - 1).to(device),
         )
 
     def _decodes(self, slots: Tensor, positions: Tensor, firsts: Tensor, single: Tensor) -> tuple[Decodes, ...]:

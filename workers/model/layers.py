@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partitioning.plan import Span
+from partitioning.quantised import Quantised
 from workers.collectives import Group
 from workers.model.attention import KVCache, attend
 from workers.model.batch import Batch
 from workers.model.rope import rotate
+from workers.model.weights import Matrix
 
 
 class Norm:
@@ -25,29 +27,35 @@ class Norm:
 
 
 class Linear:
-    """x [tokens, in] → [tokens, out], with the weight as stored, [out, in]."""
+    """x [tokens, in] → [tokens, out], with the weight as stored, [out, in]; quantised ones are expanded at each call."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Matrix, bias: Tensor | None = None) -> None:
         self._weight, self._bias = weight, bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self._bias)
+        weight = self._weight
+        return F.linear(x, weight.dequantise().to(x.dtype) if isinstance(weight, Quantised) else weight, self._bias)
 
 
 class Embedding:
-    """Rows `vocab` of the embedding table; tokens of other ranks' rows count as zero until the all-reduce."""
+    """Rows `vocab` of the embedding table, [tokens, hidden] in `dtype`; tokens of other ranks' rows count as zero until
+    the all-reduce."""
 
-    def __init__(self, weight: Tensor, vocab: Span, group: Group) -> None:
-        self._weight, self._vocab, self._group = weight, vocab, group
+    def __init__(self, weight: Matrix, vocab: Span, dtype: torch.dtype, group: Group) -> None:
+        self._weight, self._vocab, self._dtype, self._group = weight, vocab, dtype, group
 
     def __call__(self, tokens: Tensor) -> Tensor:
         if self._group.size == 1:
-            return F.embedding(tokens, self._weight)
-        if not len(self._vocab):
-            return self._group.all_reduce(self._weight.new_zeros(len(tokens), self._weight.shape[1]))
+            return self._rows(tokens)
         mine = (tokens >= self._vocab.start) & (tokens < self._vocab.stop)
-        rows = F.embedding(torch.where(mine, tokens - self._vocab.start, 0), self._weight)
-        return self._group.all_reduce(rows * mine.unsqueeze(1))
+        if not len(self._vocab):
+            return self._group.all_reduce(self._rows(tokens[:0]).new_zeros(len(tokens), self._weight.shape[1]))
+        return self._group.all_reduce(self._rows(torch.where(mine, tokens - self._vocab.start, 0)) * mine.unsqueeze(1))
+
+    def _rows(self, tokens: Tensor) -> Tensor:
+        if isinstance(self._weight, Quantised):
+            return self._weight.rows(tokens).dequantise().to(self._dtype)
+        return F.embedding(tokens, self._weight)
 
 
 class Attention:

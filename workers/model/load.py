@@ -1,98 +1,72 @@
-"""Builds a rank's decoder by reading its slices, and nothing else, from the checkpoint."""
+"""Builds a rank's decoder in torch from its weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from partitioning.checkpoint import Checkpoint
-from partitioning.plan import Plan, RankPlan, Span
+from partitioning.plan import Plan, RankPlan
+from partitioning.quantised import Quantised
 from workers.collectives import Group
 from workers.model.attention import KVCache
 from workers.model.decoder import Decoder
 from workers.model.layers import Attention, Block, Embedding, GatedMLP, Linear, Norm
 from workers.model.rope import RotaryTable
+from workers.model.weights import LayerWeights, Matrix, WeightReader, stacked
 
 
 def load_decoder(
-    checkpoint: Checkpoint, plan: Plan, rank: RankPlan, group: Group, max_position: int, device: torch.device
+    weights: WeightReader, plan: Plan, rank: RankPlan, group: Group, max_position: int, device: torch.device
 ) -> Decoder:
-    """Reads rank `rank` of `plan`; `max_position` is the longest sequence that will be run."""
-    return _Loader(checkpoint, plan, rank, group, device).decoder(max_position)
+    """The decoder of `rank` of `plan`; `max_position` is the longest sequence that will be run."""
+    return _Loader(plan, rank, group, device).decoder(weights, max_position)
 
 
 class _Loader:
-    def __init__(self, checkpoint: Checkpoint, plan: Plan, rank: RankPlan, group: Group, device: torch.device) -> None:
-        self._checkpoint, self._plan, self._rank, self._group = checkpoint, plan, rank, group
-        self._spec = plan.model
+    def __init__(self, plan: Plan, rank: RankPlan, group: Group, device: torch.device) -> None:
+        self._plan, self._rank, self._group, self._device = plan, rank, group, device
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
-        self._device = device
 
-    def decoder(self, max_position: int) -> Decoder:
-        spec, rank = self._spec, self._rank
-        first, last = rank.stage == 0, rank.stage == self._plan.pp - 1
-        table = self._read("model.embed_tokens.weight", rows=rank.vocab) if first else None
-        head = norm = None
-        if last:
-            norm = self._norm("model.norm.weight")
-            if not spec.tied_head:
-                head = Linear(self._read("lm_head.weight", rows=rank.vocab))
-            else:
-                tied = table if table is not None else self._read("model.embed_tokens.weight", rows=rank.vocab)
-                head = Linear(tied)
+    def decoder(self, weights: WeightReader, max_position: int) -> Decoder:
+        spec, ends = self._plan.model, weights.ends()
+        embedding = None if ends.embedding is None else self._matrix(ends.embedding)
+        head = embedding
+        if ends.head is not None and ends.head is not ends.embedding:
+            head = self._matrix(ends.head)
         return Decoder(
             rotary=RotaryTable(spec.rope, spec.head_dim, max_position, self._dtype, self._device),
-            blocks=tuple(self._block(layer) for layer in range(rank.layers.start, rank.layers.stop)),
-            embedding=None if table is None else Embedding(table, rank.vocab, self._group),
-            norm=norm,
-            head=head,
+            blocks=tuple(self._block(layer) for layer in weights.layers()),
+            embedding=None if embedding is None else Embedding(embedding, self._rank.vocab, self._dtype, self._group),
+            norm=None if ends.norm is None else self._norm(ends.norm),
+            head=None if ends.head is None or head is None else Linear(head),
         )
 
-    def _block(self, layer: int) -> Block:
-        spec, rank = self._spec, self._rank
-        prefix = f"model.layers.{layer}"
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        query, key = self._head_rows(rank.heads), self._head_rows(rank.kv_heads)
-        parts = (("q_proj", query), ("k_proj", key), ("v_proj", key))
-        qkv = torch.cat([self._read(f"{attention}.{name}.weight", rows=rows) for name, rows in parts])
-        bias = None
-        if spec.qkv_bias:
-            bias = torch.cat([self._read(f"{attention}.{name}.bias", rows=rows) for name, rows in parts])
-        norms = None
-        if spec.qk_norm:
-            norms = (self._norm(f"{attention}.q_norm.weight"), self._norm(f"{attention}.k_norm.weight"))
-        gate_up = torch.cat([self._read(f"{mlp}.{name}.weight", rows=rank.mlp) for name in ("gate_proj", "up_proj")])
+    def _block(self, layer: LayerWeights) -> Block:
+        plan, rank, dim = self._plan, self._rank, self._plan.model.head_dim
         return Block(
-            attention_norm=self._norm(f"{prefix}.input_layernorm.weight"),
+            attention_norm=self._norm(layer.attention_norm),
             attention=Attention(
-                qkv=Linear(qkv, bias),
-                out=Linear(self._read(f"{attention}.o_proj.weight", cols=query)),
-                norms=norms,
+                qkv=Linear(self._matrix(layer.qkv), None if layer.qkv_bias is None else self._on(layer.qkv_bias)),
+                out=Linear(self._matrix(layer.out)),
+                norms=None if layer.head_norms is None else tuple(map(self._norm, layer.head_norms)),
                 heads=len(rank.heads),
                 kv_heads=len(rank.kv_heads),
-                head_dim=spec.head_dim,
-                window=spec.layer_windows[layer],
-                cache=KVCache(
-                    self._plan.kv_blocks,
-                    self._plan.kv_block_size,
-                    len(rank.kv_heads),
-                    spec.head_dim,
-                    self._dtype,
-                    self._device,
-                ),
+                head_dim=dim,
+                window=layer.window,
+                cache=KVCache(plan.kv_blocks, plan.kv_block_size, len(rank.kv_heads), dim, self._dtype, self._device),
                 group=self._group,
             ),
-            mlp_norm=self._norm(f"{prefix}.post_attention_layernorm.weight"),
-            mlp=GatedMLP(Linear(gate_up), Linear(self._read(f"{mlp}.down_proj.weight", cols=rank.mlp)), self._group),
+            mlp_norm=self._norm(layer.mlp_norm),
+            mlp=GatedMLP(
+                Linear(self._matrix(stacked([layer.gate, layer.up]))), Linear(self._matrix(layer.down)), self._group
+            ),
         )
 
-    def _head_rows(self, heads: Span) -> Span:
-        dim = self._spec.head_dim
-        return Span(heads.start * dim, heads.stop * dim)
+    def _norm(self, weight: Tensor) -> Norm:
+        return Norm(self._on(weight), self._plan.model.norm_eps)
 
-    def _norm(self, name: str) -> Norm:
-        return Norm(self._read(name), self._spec.norm_eps)
+    def _matrix(self, matrix: Matrix) -> Matrix:
+        return matrix.to(self._device) if isinstance(matrix, Quantised) else self._on(matrix)
 
-    def _read(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
-        tensor = self._checkpoint.read(name, rows, cols)
-        return tensor.to(self._device, self._dtype).contiguous()
+    def _on(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, self._dtype)

@@ -8,19 +8,25 @@ from torch import Tensor
 from partitioning.model_spec import RopeSpec
 
 
+def rotary_angles(rope: RopeSpec, head_dim: int, max_position: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position and pair, float32 [max_position, head_dim / 2] each."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = rope.theta**-exponents  # [head_dim / 2]
+    if rope.freq_factors:
+        frequencies = frequencies / torch.tensor(rope.freq_factors)
+    angles = torch.outer(torch.arange(max_position, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
 class RotaryTable:
     """cos and sin of every position, [max_position, head_dim], made once in float32."""
 
     def __init__(
         self, rope: RopeSpec, head_dim: int, max_position: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        frequencies = rope.theta**-exponents  # [head_dim / 2]
-        if rope.freq_factors:
-            frequencies = frequencies / torch.tensor(rope.freq_factors)
-        angles = torch.outer(torch.arange(max_position, dtype=torch.float32), frequencies)
-        self._cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
-        self._sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
+        cos, sin = rotary_angles(rope, head_dim, max_position)
+        self._cos = torch.cat([cos, cos], dim=-1).to(device, dtype)
+        self._sin = torch.cat([-sin, sin], dim=-1).to(device, dtype)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and signed sin for each token, [tokens, 1, head_dim]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from partitioning.plan import Span
 from workers.collectives import Group
 from workers.sampling.filtered import filtered_candidates
 from workers.sampling.noise import gumbel, row_keys, token_keys
-from workers.sampling.state import SamplingState
+from workers.sampling.state import SamplingState, penalised
 from workers.step_plan import StepPlan
 
 
@@ -41,9 +42,25 @@ class Sampler:
         """Takes in a step's news; comes before `sample`."""
         self._state.apply(plan)
 
-    def sample(self, logits: Tensor, slots: Tensor, positions: Tensor) -> Sampled:
+    def greedy(self, slots: npt.NDArray[np.integer[Any]]) -> bool:
+        """Whether these sequences all take the likeliest token as it is, and want no logprobs."""
+        parameters = self._state.parameters[slots]
+        plain = (parameters["temperature"] <= 0) & (parameters["logprobs"] < 0) & ~penalised(parameters)
+        return bool(plain.all())
+
+    def choose(self, values: npt.NDArray[np.float32], ids: npt.NDArray[np.int32]) -> Sampled:
+        """The likeliest of the shards' largest logits [samples] and their ids."""
+        tokens = torch.from_numpy(ids).long()
+        if self._group.size > 1:
+            offers = np.stack([values, ids.astype(np.float32)])  # ids are exact below 2**24
+            tokens = _likeliest(self._group.all_gather(torch.from_numpy(offers)))
+        return Sampled(tokens, torch.empty(0, 1))
+
+    def sample(
+        self, logits: Tensor, slots: npt.NDArray[np.integer[Any]], positions: npt.NDArray[np.int64]
+    ) -> Sampled:
         """logits [samples, shard] float32 (used up), for the tokens at `positions` of the sequences in `slots`."""
-        where = slots.numpy()
+        where = slots.astype(np.int64)
         parameters = self._state.parameters[where]
         reporting = np.flatnonzero(parameters["logprobs"] >= 0)
         own = logits[self._rows(reporting)] if len(reporting) else None
@@ -51,7 +68,7 @@ class Sampler:
         self._state.penalise(logits, where)
         drawing = parameters["temperature"] > 0
         filtering = drawing & ((parameters["top_k"] > 0) | (parameters["top_p"] < 1) | (parameters["min_p"] > 0))
-        keys = self._row_keys(parameters, positions.numpy())
+        keys = self._row_keys(parameters, positions)
         if drawing.any():
             temperatures = np.where(drawing, parameters["temperature"], 1)
             logits /= torch.from_numpy(temperatures).to(self._device).unsqueeze(1)
@@ -76,9 +93,7 @@ class Sampler:
         else:
             value = logits.new_full((len(logits),), -torch.inf)
             column = torch.zeros_like(value, dtype=torch.int64)
-        offers = self._group.all_gather(torch.stack([value, (column + self._first_id).float()]))  # [size, 2, rows]
-        values, ids = offers.unbind(1)
-        return ids.masked_fill(values < values.amax(dim=0), torch.inf).amin(dim=0).long()
+        return _likeliest(self._group.all_gather(torch.stack([value, (column + self._first_id).float()])))
 
     def _draw_filtered(self, logits: Tensor, parameters: npt.NDArray[np.void], keys: Tensor) -> Tensor:
         top_k, top_p, min_p = (
@@ -117,3 +132,9 @@ class Sampler:
 
     def _rows(self, rows: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(rows).to(self._device)
+
+
+def _likeliest(offers: Tensor) -> Tensor:
+    """[rows] ids from the shards' [size, 2, rows] values and ids."""
+    values, ids = offers.unbind(1)
+    return ids.masked_fill(values < values.amax(dim=0), torch.inf).amin(dim=0).long()

@@ -1,0 +1,72 @@
+"""What computes a rank's part of a step: one interface, in torch here and in the native library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from partitioning.plan import Plan, RankPlan
+from workers.collectives import Group
+from workers.model.batch import BatchBuilder
+from workers.model.load import load_decoder
+from workers.model.weights import WeightReader
+from workers.request import EngineConfig
+from workers.step_plan import StepPlan
+
+
+@dataclass
+class StageResult:
+    """`hidden` [tokens, hidden] float32 of a stage that is not the last. Of the last one, for the rows that are sampled
+    after: `best`, this shard's largest logit and its id, when all of them are greedy and the stage has looked for them,
+    or `logits` [samples, shard] float32."""
+
+    hidden: Tensor | None = None
+    logits: Tensor | None = None
+    best: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]] | None = None
+
+
+class Stage(Protocol):
+    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool) -> StageResult:
+        """Runs the layers over the batch of `plan`. `hidden` [tokens, hidden] float32 comes from the stage before, None
+        on the first. `greedy`: the largest logit of every sampled row is all that is needed."""
+        ...
+
+
+class TorchStage:
+    """The decoder of `workers.model` on any device of torch."""
+
+    def __init__(
+        self,
+        weights: WeightReader,
+        plan: Plan,
+        rank: RankPlan,
+        config: EngineConfig,
+        group: Group,
+        device: torch.device,
+    ) -> None:
+        self._decoder = load_decoder(weights, plan, rank, group, config.max_model_len, device)
+        self._batches = BatchBuilder(
+            config.max_running,
+            -(-config.max_model_len // plan.kv_block_size),
+            plan.kv_block_size,
+            frozenset(plan.model.layer_windows[rank.layers.start : rank.layers.stop]),
+            device,
+        )
+        self._dtype: torch.dtype = getattr(torch, plan.dtype)
+
+    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool) -> StageResult:
+        batch = self._batches.build(plan)
+        if hidden is None:
+            assert self._decoder.embedding is not None
+            x = self._decoder.embedding(batch.tokens)
+        else:
+            x = hidden.to(self._dtype)
+        x = self._decoder.hidden(x, batch)
+        if self._decoder.head is None:
+            return StageResult(hidden=x.float())
+        return StageResult(logits=self._decoder.logits(x[batch.sample_rows]))

@@ -1,0 +1,218 @@
+// Paged attention, straight from the KV blocks.
+//
+// The cache is kept in the shape that products read. A tile is 16 tokens of one KV head: keys as
+// [depth / PAIR][16 tokens][PAIR], values as [16 / PAIR][depth][PAIR], `depth` being head_dim filled up to 16. A block
+// of tokens is as many tiles for one head after the other. Softmax is taken piece by piece with a running maximum
+// (Milakov & Gimelshein, 2018; Dao et al., "FlashAttention", 2022).
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "gemm.h"
+
+namespace phx {
+
+constexpr long TILE = 16;       // tokens
+constexpr long PIECE = 8;       // tiles whose scores are held at once
+constexpr long QUERY_ROWS = 48; // query tokens × heads that share one pass over the keys
+
+struct CacheShape {
+    long blocks, block_size, kv_heads, head_dim;
+    long depth() const { return round_up(head_dim, LANES); }
+    long tiles() const { return (block_size + TILE - 1) / TILE; }
+    long tile_elements() const { return TILE * depth(); }
+    long elements() const { return blocks * kv_heads * tiles() * tile_elements(); }
+};
+
+// The keys and values of one layer.
+template <class T> struct Cache {
+    CacheShape shape;
+    T *keys, *values;
+
+    long place(long block, long head, long tile) const {
+        return ((block * shape.kv_heads + head) * shape.tiles() + tile) * shape.tile_elements();
+    }
+    // One token's key and value for one head, head_dim floats each.
+    void write(long block, long offset, long head, const float* key, const float* value) const {
+        constexpr long P = PAIR<T>;
+        const long at = place(block, head, offset / TILE), lane = offset % TILE, depth = shape.depth();
+        T* k = keys + at + lane * P;
+        T* v = values + at + lane / P * depth * P + lane % P;
+        for (long d = 0; d < shape.head_dim; ++d) {
+            k[d / P * TILE * P + d % P] = convert(key[d], T{});
+            v[d * P] = convert(value[d], T{});
+        }
+    }
+};
+
+// A sequence's part of the batch: `count` tokens from `first` on, the first of them at `position`.
+struct Chunk {
+    long first, count, position;
+    const int32_t* table;  // its KV blocks
+};
+
+// A thread's room for one piece of work.
+template <class T> struct AttentionScratch {
+    std::vector<T> queries, weights;
+    std::vector<float> scores, out, maximum, total;
+    AttentionScratch(long rows, long depth)
+        : queries(rows * depth), weights(rows * PIECE * TILE), scores(rows * PIECE * TILE), out(rows * depth),
+          maximum(rows), total(rows) {}
+};
+
+// One pass: tokens [begin, end) of a chunk, all query heads of one KV head, tiles [first_tile, last_tile).
+struct Pass {
+    Chunk chunk;
+    long begin, end;
+    long kv_head, first_query_head, query_heads;
+    long first_tile, last_tile;
+    long part = -1;  // place of the partial result when the tiles are shared out; -1 for the whole
+};
+
+template <int R, int C, class T>
+PHX_INLINE void score_tiles(const T* queries, long depth, const T* const (&keys)[C], float* scores, long stride) {
+    constexpr long P = PAIR<T>;
+    F32 acc[R][C];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) acc[r][c] = zero();
+    for (long k = 0; k < depth / P; ++k) {
+        decltype(load_weights(queries)) w[C];
+        for (int c = 0; c < C; ++c) w[c] = load_weights(keys[c] + k * LANES * P);
+        for (int r = 0; r < R; ++r) {
+            const auto q = spread(queries + r * depth + k * P);
+            for (int c = 0; c < C; ++c) acc[r][c] = dot(acc[r][c], q, w[c]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) store(scores + r * stride + c * LANES, acc[r][c]);
+}
+
+template <int R, int C, class T>
+void score_rows(const T* queries, long rows, long depth, const T* const (&keys)[C], float* scores, long stride) {
+    while (rows >= R) {
+        score_tiles<R, C>(queries, depth, keys, scores, stride);
+        queries += R * depth, scores += R * stride, rows -= R;
+    }
+    if constexpr (R > 1) {
+        if (rows > 0) score_rows<R - 1, C>(queries, rows, depth, keys, scores, stride);
+    }
+}
+
+// out += weights · values, for C × 16 dimensions from `dim` on.
+template <int R, int C, class T>
+PHX_INLINE void mix_tile(const T* weights, long stride, const T* const* values, long tiles, long depth, long dim, float* out) {
+    constexpr long P = PAIR<T>;
+    F32 acc[R][C];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * depth + dim + c * LANES);
+    for (long t = 0; t < tiles; ++t) {
+        const T* v = values[t] + dim * P;
+        for (long k = 0; k < TILE / P; ++k) {
+            decltype(load_weights(v)) w[C];
+            for (int c = 0; c < C; ++c) w[c] = load_weights(v + (k * depth + c * LANES) * P);
+            for (int r = 0; r < R; ++r) {
+                const auto p = spread(weights + r * stride + t * TILE + k * P);
+                for (int c = 0; c < C; ++c) acc[r][c] = dot(acc[r][c], p, w[c]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) store(out + r * depth + dim + c * LANES, acc[r][c]);
+}
+
+template <int R, class T>
+void mix_rows(const T* weights, long stride, const T* const* values, long tiles, long rows, long depth, float* out) {
+    while (rows >= R) {
+        long dim = 0;
+        for (; dim + 2 * LANES <= depth; dim += 2 * LANES) mix_tile<R, 2>(weights, stride, values, tiles, depth, dim, out);
+        if (dim < depth) mix_tile<R, 1>(weights, stride, values, tiles, depth, dim, out);
+        weights += R * stride, out += R * depth, rows -= R;
+    }
+    if constexpr (R > 1) {
+        if (rows > 0) mix_rows<R - 1>(weights, stride, values, tiles, rows, depth, out);
+    }
+}
+
+// Scores of keys a query may not look at become -infinity: later ones, those before the window, and unused places.
+inline void hide(float* scores, long first_key, long keys, long position, long window) {
+    const long begin = window ? position - window + 1 : 0;
+    for (long i = 0; i < TILE; ++i) {
+        const long key = first_key + i;
+        if (i >= keys || key > position || key < begin) scores[i] = -std::numeric_limits<float>::infinity();
+    }
+}
+
+// Leaves the unnormalised sums in scratch.out, [rows, depth], with their maxima and totals.
+template <class T>
+void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long heads, long window, float scale,
+            AttentionScratch<T>& s) {
+    constexpr int R = TILE_ROWS;
+    const CacheShape& shape = cache.shape;
+    const long depth = shape.depth(), group = pass.query_heads, rows = (pass.end - pass.begin) * group;
+    const long per_block = shape.tiles(), stride = PIECE * TILE;
+    for (long token = pass.begin; token < pass.end; ++token) {
+        const T* from = queries + ((pass.chunk.first + token) * heads + pass.first_query_head) * depth;
+        std::memcpy(s.queries.data() + (token - pass.begin) * group * depth, from, group * depth * sizeof(T));
+    }
+    std::fill(s.out.begin(), s.out.begin() + rows * depth, 0.0f);
+    std::fill(s.maximum.begin(), s.maximum.begin() + rows, -std::numeric_limits<float>::infinity());
+    std::fill(s.total.begin(), s.total.begin() + rows, 0.0f);
+    const long first_position = pass.chunk.position + pass.begin, last_position = pass.chunk.position + pass.end - 1;
+    for (long piece = pass.first_tile; piece < pass.last_tile; piece += PIECE) {
+        const long tiles = std::min(PIECE, pass.last_tile - piece);
+        const T *keys[PIECE], *values[PIECE];
+        for (long t = 0; t < tiles; ++t) {
+            const long block = pass.chunk.table[(piece + t) / per_block];
+            const long place = cache.place(block, pass.kv_head, (piece + t) % per_block);
+            keys[t] = cache.keys + place, values[t] = cache.values + place;
+        }
+        long t = 0;
+        for (; t + 2 <= tiles; t += 2) {
+            const T* const both[2] = {keys[t], keys[t + 1]};
+            score_rows<R, 2>(s.queries.data(), rows, depth, both, s.scores.data() + t * TILE, stride);
+        }
+        if (t < tiles) {
+            const T* const one[1] = {keys[t]};
+            score_rows<R, 1>(s.queries.data(), rows, depth, one, s.scores.data() + t * TILE, stride);
+        }
+        for (long t = 0; t < tiles; ++t) {
+            const long in_block = (piece + t) % per_block * TILE;
+            const long first_key = (piece + t) / per_block * shape.block_size + in_block;
+            const long used = std::min(TILE, shape.block_size - in_block);
+            const bool in_window = window == 0 || first_key > last_position - window;
+            if (used == TILE && first_key + TILE <= first_position + 1 && in_window) continue;
+            for (long r = 0; r < rows; ++r) {
+                hide(s.scores.data() + r * stride + t * TILE, first_key, used, first_position + r / group, window);
+            }
+        }
+        for (long r = 0; r < rows; ++r) {
+            float* scores = s.scores.data() + r * stride;
+            F32 best = load(scores);
+            for (long t = 1; t < tiles; ++t) best = max(best, load(scores + t * TILE));
+            const float maximum = std::max(s.maximum[r], largest(best) * scale);
+            T* weights = s.weights.data() + r * stride;
+            if (maximum == -std::numeric_limits<float>::infinity()) {  // nothing to see in this piece
+                std::fill(weights, weights + tiles * TILE, T{});
+                continue;
+            }
+            F32 total = zero();
+            for (long t = 0; t < tiles; ++t) {
+                F32 p = exp(sub(mul(load(scores + t * TILE), set1(scale)), set1(maximum)));
+                store_as(weights + t * TILE, p);
+                total = add(total, p);
+            }
+            const float fade = s.maximum[r] == maximum ? 1.0f : std::exp(s.maximum[r] - maximum);
+            s.total[r] = s.total[r] * fade + sum(total);
+            s.maximum[r] = maximum;
+            if (fade != 1.0f) {
+                float* out = s.out.data() + r * depth;
+                for (long d = 0; d < depth; d += LANES) store(out + d, mul(load(out + d), set1(fade)));
+            }
+        }
+        mix_rows<R>(s.weights.data(), stride, values, tiles, rows, depth, s.out.data());
+    }
+}
+
+}  // namespace phx

@@ -1,0 +1,288 @@
+// Sixteen lanes of float32 or int32, whatever the processor's registers hold, and the products built on them.
+//
+// With AVX-512 a vector is one register. Elsewhere it is an array of the compiler's own vectors, which become two AVX
+// registers or four NEON ones.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 says it of its own undefined vectors
+#endif
+#include <immintrin.h>
+#endif
+
+namespace phx {
+
+using bf16 = uint16_t;  // the upper half of a float32
+using f16 = uint16_t;   // IEEE half
+
+constexpr int LANES = 16;
+
+#define PHX_INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+
+using F32 = __m512;
+using I32 = __m512i;
+
+PHX_INLINE F32 set1(float x) { return _mm512_set1_ps(x); }
+PHX_INLINE F32 load(const float* p) { return _mm512_loadu_ps(p); }
+PHX_INLINE void store(float* p, F32 x) { _mm512_storeu_ps(p, x); }
+PHX_INLINE F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+PHX_INLINE F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+PHX_INLINE F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+PHX_INLINE F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+PHX_INLINE F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+PHX_INLINE F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+PHX_INLINE F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+PHX_INLINE float sum(F32 a) { return _mm512_reduce_add_ps(a); }
+PHX_INLINE float largest(F32 a) { return _mm512_reduce_max_ps(a); }
+PHX_INLINE bool any_above(F32 a, float limit) { return _mm512_cmp_ps_mask(a, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0; }
+PHX_INLINE I32 set1(int32_t x) { return _mm512_set1_epi32(x); }
+PHX_INLINE I32 load(const int32_t* p) { return _mm512_loadu_si512(p); }
+PHX_INLINE void store(int32_t* p, I32 x) { _mm512_storeu_si512(p, x); }
+PHX_INLINE I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+PHX_INLINE F32 to_float(I32 x) { return _mm512_cvtepi32_ps(x); }
+PHX_INLINE I32 to_int(F32 x) { return _mm512_cvtps_epi32(x); }  // to nearest
+template <int N> PHX_INLINE I32 shift_left(I32 x) { return _mm512_slli_epi32(x, N); }
+PHX_INLINE F32 as_float(I32 x) { return _mm512_castsi512_ps(x); }
+PHX_INLINE I32 as_int(F32 x) { return _mm512_castps_si512(x); }
+PHX_INLINE F32 load_f16(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+
+#else
+
+#if defined(__AVX2__)
+constexpr int REGISTER = 8;
+#else
+constexpr int REGISTER = 4;
+#endif
+constexpr int PARTS = LANES / REGISTER;
+typedef float NativeF __attribute__((vector_size(4 * REGISTER), aligned(4), may_alias));
+typedef int32_t NativeI __attribute__((vector_size(4 * REGISTER), aligned(4), may_alias));
+
+struct F32 {
+    NativeF part[PARTS];
+};
+struct I32 {
+    NativeI part[PARTS];
+};
+
+#define PHX_EACH(type, expression)                  \
+    type result;                                    \
+    for (int i = 0; i < PARTS; ++i) result.part[i] = expression; \
+    return result
+
+PHX_INLINE F32 set1(float x) { PHX_EACH(F32, x - NativeF{}); }
+PHX_INLINE F32 load(const float* p) { PHX_EACH(F32, *reinterpret_cast<const NativeF*>(p + i * REGISTER)); }
+PHX_INLINE void store(float* p, F32 x) {
+    for (int i = 0; i < PARTS; ++i) *reinterpret_cast<NativeF*>(p + i * REGISTER) = x.part[i];
+}
+PHX_INLINE F32 add(F32 a, F32 b) { PHX_EACH(F32, a.part[i] + b.part[i]); }
+PHX_INLINE F32 sub(F32 a, F32 b) { PHX_EACH(F32, a.part[i] - b.part[i]); }
+PHX_INLINE F32 mul(F32 a, F32 b) { PHX_EACH(F32, a.part[i] * b.part[i]); }
+PHX_INLINE F32 div(F32 a, F32 b) { PHX_EACH(F32, a.part[i] / b.part[i]); }
+PHX_INLINE F32 fma(F32 a, F32 b, F32 c) {
+#if defined(__AVX2__)
+    PHX_EACH(F32, (NativeF)_mm256_fmadd_ps((__m256)a.part[i], (__m256)b.part[i], (__m256)c.part[i]));
+#else
+    PHX_EACH(F32, a.part[i] * b.part[i] + c.part[i]);
+#endif
+}
+PHX_INLINE F32 max(F32 a, F32 b) { PHX_EACH(F32, a.part[i] > b.part[i] ? a.part[i] : b.part[i]); }
+PHX_INLINE F32 min(F32 a, F32 b) { PHX_EACH(F32, a.part[i] < b.part[i] ? a.part[i] : b.part[i]); }
+PHX_INLINE float sum(F32 a) {
+    float total = 0;
+    for (int i = 0; i < LANES; ++i) total += a.part[i / REGISTER][i % REGISTER];
+    return total;
+}
+PHX_INLINE float largest(F32 a) {
+    float best = a.part[0][0];
+    for (int i = 1; i < LANES; ++i) best = a.part[i / REGISTER][i % REGISTER] > best ? a.part[i / REGISTER][i % REGISTER] : best;
+    return best;
+}
+PHX_INLINE bool any_above(F32 a, float limit) { return largest(a) > limit; }
+PHX_INLINE I32 set1(int32_t x) { PHX_EACH(I32, x - NativeI{}); }
+PHX_INLINE I32 load(const int32_t* p) { PHX_EACH(I32, *reinterpret_cast<const NativeI*>(p + i * REGISTER)); }
+PHX_INLINE void store(int32_t* p, I32 x) {
+    for (int i = 0; i < PARTS; ++i) *reinterpret_cast<NativeI*>(p + i * REGISTER) = x.part[i];
+}
+PHX_INLINE I32 add(I32 a, I32 b) { PHX_EACH(I32, a.part[i] + b.part[i]); }
+PHX_INLINE F32 to_float(I32 x) { PHX_EACH(F32, __builtin_convertvector(x.part[i], NativeF)); }
+PHX_INLINE I32 to_int(F32 x) {  // to nearest, for |x| < 2^22
+    const NativeF magic = 12582912.0f - NativeF{};
+    PHX_EACH(I32, (NativeI)(x.part[i] + magic) - (NativeI)magic);
+}
+template <int N> PHX_INLINE I32 shift_left(I32 x) { PHX_EACH(I32, x.part[i] << N); }
+PHX_INLINE F32 as_float(I32 x) { PHX_EACH(F32, (NativeF)x.part[i]); }
+PHX_INLINE I32 as_int(F32 x) { PHX_EACH(I32, (NativeI)x.part[i]); }
+
+inline float f16_to_float(f16 h) {
+    uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;
+    float value;
+    if (exponent == 0) {
+        value = float(mantissa) * 5.9604644775390625e-08f;  // 2^-24
+    } else {
+        uint32_t bits = exponent == 31 ? 0x7f800000u | mantissa << 13 : (exponent + 112) << 23 | mantissa << 13;
+        std::memcpy(&value, &bits, 4);
+    }
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    bits |= sign;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+PHX_INLINE F32 load_f16(const f16* p) {
+#if defined(__F16C__)
+    PHX_EACH(F32, (NativeF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * REGISTER))));
+#else
+    float wide[LANES];
+    for (int i = 0; i < LANES; ++i) wide[i] = f16_to_float(p[i]);
+    return load(wide);
+#endif
+}
+
+#endif  // __AVX512F__
+
+PHX_INLINE F32 zero() { return set1(0.0f); }
+
+PHX_INLINE float to_float(bf16 x) {
+    uint32_t bits = uint32_t(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+PHX_INLINE bf16 to_bf16(float x) {  // to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+PHX_INLINE void store_as(float* p, F32 x) { store(p, x); }
+PHX_INLINE void store_as(bf16* p, F32 x) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+#else
+    float wide[LANES];
+    store(wide, x);
+    for (int i = 0; i < LANES; ++i) p[i] = to_bf16(wide[i]);
+#endif
+}
+PHX_INLINE float convert(float x, float) { return x; }
+PHX_INLINE bf16 convert(float x, bf16) { return to_bf16(x); }
+PHX_INLINE float widen(float x) { return x; }
+PHX_INLINE float widen(bf16 x) { return to_float(x); }
+
+// How many values of one row meet in one lane of a product: pairs of bf16, quadruples of int8.
+template <class T> constexpr int PAIR = sizeof(float) / sizeof(T);
+
+// A vector of weights: 16 columns, PAIR<T> rows each.
+PHX_INLINE F32 load_weights(const float* p) { return load(p); }
+PHX_INLINE I32 load_weights(const bf16* p) { return load(reinterpret_cast<const int32_t*>(p)); }
+PHX_INLINE F32 spread(const float* p) { return set1(*p); }
+PHX_INLINE I32 spread(const bf16* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, 4);
+    return set1(pair);
+}
+
+PHX_INLINE F32 dot(F32 acc, F32 a, F32 b) { return fma(a, b, acc); }
+// acc + a.low * b.low + a.high * b.high in each lane.
+PHX_INLINE F32 dot(F32 acc, I32 a, I32 b) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+#else
+    acc = fma(as_float(shift_left<16>(a)), as_float(shift_left<16>(b)), acc);
+#if defined(__AVX512F__)
+    const I32 high = set1(int32_t(0xffff0000));
+    return fma(as_float(_mm512_and_si512(a, high)), as_float(_mm512_and_si512(b, high)), acc);
+#else
+    I32 ah, bh;
+    for (int i = 0; i < PARTS; ++i) ah.part[i] = a.part[i] & int32_t(0xffff0000), bh.part[i] = b.part[i] & int32_t(0xffff0000);
+    return fma(as_float(ah), as_float(bh), acc);
+#endif
+#endif
+}
+
+// acc + the four products of unsigned weights and signed activations in each lane, exactly.
+PHX_INLINE I32 dot_u8s8(I32 acc, I32 weights, I32 activations) {
+#if defined(__AVX512VNNI__)
+    return _mm512_dpbusd_epi32(acc, weights, activations);
+#elif defined(__AVX2__)
+    I32 result;
+    for (int i = 0; i < PARTS; ++i) {
+        const __m256i w = (__m256i)weights.part[i], a = (__m256i)activations.part[i], even = _mm256_set1_epi16(0xff);
+        // Even and odd bytes apart, in 16 bits each: the instruction for pairs of bytes saturates.
+        const __m256i w0 = _mm256_and_si256(w, even), w1 = _mm256_srli_epi16(w, 8);
+        const __m256i a0 = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), a1 = _mm256_srai_epi16(a, 8);
+        result.part[i] = acc.part[i] + (NativeI)_mm256_add_epi32(_mm256_madd_epi16(w0, a0), _mm256_madd_epi16(w1, a1));
+    }
+    return result;
+#else
+    I32 result = acc;
+    for (int i = 0; i < LANES; ++i) {
+        const uint32_t w = uint32_t(weights.part[i / REGISTER][i % REGISTER]);
+        const uint32_t a = uint32_t(activations.part[i / REGISTER][i % REGISTER]);
+        int32_t total = 0;
+        for (int byte = 0; byte < 32; byte += 8) total += int32_t((w >> byte) & 255) * int8_t(a >> byte);
+        result.part[i / REGISTER][i % REGISTER] += total;
+    }
+    return result;
+#endif
+}
+
+// The low and the high half of every byte.
+PHX_INLINE I32 low_nibbles(I32 x) {
+#if defined(__AVX512F__)
+    return _mm512_and_si512(x, _mm512_set1_epi8(15));
+#else
+    I32 result;
+    for (int i = 0; i < PARTS; ++i) result.part[i] = x.part[i] & 0x0f0f0f0f;
+    return result;
+#endif
+}
+PHX_INLINE I32 high_nibbles(I32 x) {
+#if defined(__AVX512F__)
+    return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15));
+#else
+    I32 result;
+    for (int i = 0; i < PARTS; ++i) result.part[i] = (x.part[i] >> 4) & 0x0f0f0f0f;
+    return result;
+#endif
+}
+
+// e^x to about 1e-7 relative, by Cody and Waite's reduction and a polynomial of degree 6 (Taylor's, as |r| < 0.35).
+PHX_INLINE F32 exp(F32 x) {
+    x = max(min(x, set1(88.0f)), set1(-87.0f));
+    const I32 n = to_int(mul(x, set1(1.44269504f)));
+    const F32 whole = to_float(n);
+    F32 r = fma(whole, set1(-0.693359375f), x);
+    r = fma(whole, set1(2.12194440e-4f), r);
+    F32 p = set1(1.0f / 720);
+    p = fma(p, r, set1(1.0f / 120));
+    p = fma(p, r, set1(1.0f / 24));
+    p = fma(p, r, set1(1.0f / 6));
+    p = fma(p, r, set1(0.5f));
+    p = fma(p, r, set1(1.0f));
+    p = fma(p, r, set1(1.0f));
+    return as_float(add(as_int(p), shift_left<23>(n)));
+}
+
+PHX_INLINE F32 silu(F32 x) { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }
+
+// The first `count` of 16 values; the others are left alone.
+template <class T> PHX_INLINE void store_some(T* p, F32 x, long count) {
+    if (count >= LANES) return store_as(p, x);
+    T all[LANES];
+    store_as(all, x);
+    for (long i = 0; i < count; ++i) p[i] = all[i];
+}
+
+PHX_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+constexpr long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+}  // namespace phx

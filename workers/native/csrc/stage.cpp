@@ -1,0 +1,582 @@
+#include "stage.h"
+
+#include <sys/mman.h>
+
+#include <memory>
+#include <new>
+
+#include "attention.h"
+#include "rows.h"
+
+using namespace phx;
+
+namespace {
+
+constexpr long SPLIT_TILES = 32;  // tiles of context from which on a decode is shared out among threads
+
+float* zeros(long count) {
+    void* p = mmap(nullptr, count * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    if (count * 4 >= (4 << 20)) madvise(p, count * 4, MADV_HUGEPAGE);
+    return static_cast<float*>(p);
+}
+
+// Zeroed memory in large pages, freed with its owner.
+template <class T> class Buffer {
+  public:
+    explicit Buffer(long count = 0) : count_((count * long(sizeof(T)) + 3) / 4), data_(count ? zeros(count_) : nullptr) {}
+    Buffer(Buffer&& other) noexcept : count_(other.count_), data_(other.data_) { other.data_ = nullptr; }
+    Buffer& operator=(Buffer&& other) noexcept {
+        std::swap(count_, other.count_), std::swap(data_, other.data_);
+        return *this;
+    }
+    ~Buffer() {
+        if (data_ != nullptr) munmap(data_, count_ * 4);
+    }
+    T* get() const { return reinterpret_cast<T*>(data_); }
+
+  private:
+    long count_;
+    float* data_;
+};
+
+// What a product reads: rows in the form that its weight's format asks for.
+struct Input {
+    Buffer<char> rows;
+    Buffer<float> scales;
+    Buffer<int32_t> sums;
+    long width = 0;  // values a row
+
+    Input() = default;
+    Input(long count, long inputs) {
+        width = round_up(inputs, GROUP);
+        rows = Buffer<char>(count * width * 4);
+        scales = Buffer<float>(count * width / GROUP);
+        sums = Buffer<int32_t>(count * width / GROUP);
+    }
+    template <class T> Rows<T> as() const { return {reinterpret_cast<const T*>(rows.get()), width}; }
+    QuantisedRows quantised(long depth) const {
+        return {reinterpret_cast<const int8_t*>(rows.get()), scales.get(), sums.get(), depth};
+    }
+    // Row m from floats.
+    void put(Format format, long m, const float* x, long size) {
+        if (format == Format::Float32) {
+            std::memcpy(rows.get() + m * width * 4, x, size * 4);
+        } else if (format == Format::BFloat16) {
+            bf16* to = reinterpret_cast<bf16*>(rows.get()) + m * width;
+            for (long i = 0; i < size; i += LANES) {
+                if (i + LANES <= size) {
+                    store_as(to + i, load(x + i));
+                } else {
+                    for (long j = i; j < size; ++j) to[j] = to_bf16(x[j]);
+                }
+            }
+        } else {
+            const long depth = round_up(size, GROUP), groups = depth / GROUP;
+            quantise(x, size, depth, reinterpret_cast<int8_t*>(rows.get()) + m * depth, scales.get() + m * groups,
+                     sums.get() + m * groups);
+        }
+    }
+};
+
+struct StoreRows {
+    static constexpr bool PAIRS = false;
+    float* out;
+    long stride;
+    const float* bias;
+    PHX_INLINE void operator()(long m, long n, F32 x) const { store(out + m * stride + n, bias ? add(x, load(bias + n)) : x); }
+};
+
+struct AddRows {
+    static constexpr bool PAIRS = false;
+    float* out;
+    long stride;
+    PHX_INLINE void operator()(long m, long n, F32 x) const {
+        float* to = out + m * stride + n;
+        store(to, add(load(to), x));
+    }
+};
+
+// silu(gate) * up, as the next product's rows. Panels of gate and up take turns.
+template <class T> struct Gate {
+    static constexpr bool PAIRS = true;
+    T* out;
+    long stride, columns;
+    PHX_INLINE void operator()(long m, long n, F32 gate, F32 up) const {
+        store_some(out + m * stride + n / 2, mul(silu(gate), up), columns - n / 2);
+    }
+};
+
+struct StoreLogits {
+    static constexpr bool PAIRS = false;
+    float* out;
+    long stride, columns;
+    PHX_INLINE void operator()(long m, long n, F32 x) const { store_some(out + m * stride + n, x, columns - n); }
+};
+
+// The largest logit of each row so far, and where; of equal ones the first.
+struct KeepBest {
+    static constexpr bool PAIRS = false;
+    float* values;
+    int32_t* ids;
+    long columns;
+    PHX_INLINE void operator()(long m, long n, F32 x) const {
+        if (!any_above(x, values[m]) && n + LANES <= columns) return;
+        float all[LANES];
+        store(all, x);
+        for (long i = 0; i < std::min<long>(LANES, columns - n); ++i) {
+            if (all[i] > values[m]) values[m] = all[i], ids[m] = int32_t(n + i);
+        }
+    }
+};
+
+}  // namespace
+
+struct PhxStage {
+    virtual ~PhxStage() = default;
+    virtual int run(const PhxStep& step) = 0;
+};
+
+namespace {
+
+template <class T> class Stage final : public PhxStage {
+  public:
+    Stage(const PhxShape& shape, const PhxLayer* layers, long count, const Weight* embedding, const float* norm,
+          const Weight* head)
+        : s(shape), layers_(layers, layers + count), query_heads_(shape.query_heads, shape.query_heads + shape.kv_heads),
+          embedding_(embedding), norm_(norm), head_(head), team_(shape.threads, shape.patient),
+          width_(round_up(shape.hidden, LANES)), depth_(round_up(shape.head_dim, LANES)),
+          qkv_width_(round_up((shape.heads + 2 * shape.kv_heads) * shape.head_dim, LANES)),
+          tables_(shape.max_sequences * shape.max_blocks), x_(shape.max_tokens * width_),
+          partial_(shape.ranks > 1 ? shape.max_tokens * width_ : 1), qkv_(shape.max_tokens * qkv_width_),
+          queries_(shape.max_tokens * shape.heads * depth_), input_(shape.max_tokens, shape.hidden),
+          mixed_(shape.max_tokens, shape.heads * shape.head_dim), gated_(shape.max_tokens, shape.mlp),
+          floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)) {
+        const CacheShape cache{s.kv_blocks, s.block_size, s.kv_heads, s.head_dim};
+        for (long layer = 0; layer < count; ++layer) {
+            keys_.emplace_back(cache.elements());
+            values_.emplace_back(cache.elements());
+            caches_.push_back({cache, keys_.back().get(), values_.back().get()});
+        }
+        const long group = query_heads_.empty() ? 1 : *std::max_element(query_heads_.begin(), query_heads_.end());
+        most_rows_ = std::max(QUERY_ROWS, group);
+        for (int thread = 0; thread < s.threads; ++thread) {
+            few_.emplace_back(FEW_ROWS, std::max({s.hidden, s.mlp, s.heads * s.head_dim}));
+            scratch_.emplace_back(most_rows_, depth_);
+            row_.emplace_back(round_up(std::max(s.hidden, 2 * s.head_dim), LANES));
+            best_values_.emplace_back(s.max_sequences);
+            best_ids_.emplace_back(s.max_sequences);
+        }
+    }
+
+    int run(const PhxStep& step) override {
+        take(step);
+        status_ = 0;
+        team_.run([&](int thread) { forward(step, thread); });
+        return status_;
+    }
+
+  private:
+    // The part of a step that needs no product.
+    void take(const PhxStep& step) {
+        for (long i = 0; i < step.updates_count; ++i) {
+            const int32_t* u = step.updates + 3 * i;
+            tables_.get()[u[0] * s.max_blocks + u[1]] = u[2];
+        }
+        tokens_ = step.tokens_count;
+        chunks_.clear(), sampled_.clear(), chunk_of_.resize(tokens_);
+        long first = 0;
+        for (long i = 0; i < step.sequences; ++i) {
+            const int32_t* row = step.rows + 4 * i;
+            chunks_.push_back({first, row[2], row[1], tables_.get() + row[0] * s.max_blocks});
+            std::fill_n(chunk_of_.begin() + first, row[2], i);
+            first += row[2];
+            if (row[3]) sampled_.push_back(first - 1);
+        }
+        plan_passes();
+    }
+
+    // Long decodes are cut along the context when there are too few of them to keep all threads busy.
+    void plan_passes() {
+        passes_.clear(), parts_.clear();
+        const long per_block = caches_.empty() ? 1 : caches_[0].shape.tiles();
+        const bool scarce = long(chunks_.size()) * s.kv_heads < 4 * s.threads && s.threads > 1;
+        for (const Chunk& chunk : chunks_) {
+            long head = 0;
+            for (long kv = 0; kv < s.kv_heads; ++kv) {
+                const long group = query_heads_[kv], most = std::max<long>(1, QUERY_ROWS / std::max<long>(1, group));
+                for (long begin = 0; begin < chunk.count && group > 0; begin += most) {
+                    const long end = std::min(begin + most, chunk.count);
+                    const long last = chunk.position + end - 1;  // the last key
+                    const long tiles = last / s.block_size * per_block + last % s.block_size / TILE + 1;
+                    Pass pass{chunk, begin, end, kv, head, group, 0, tiles};
+                    if (scarce && chunk.count <= FEW_ROWS && tiles >= 2 * SPLIT_TILES) {
+                        const long pieces = std::min<long>(4 * s.threads, tiles / SPLIT_TILES);
+                        for (long i = 0; i < pieces; ++i) {
+                            pass.first_tile = tiles * i / pieces, pass.last_tile = tiles * (i + 1) / pieces;
+                            pass.part = i;
+                            passes_.push_back(pass);
+                        }
+                        parts_.push_back({long(passes_.size()) - pieces, pieces});
+                    } else {
+                        passes_.push_back(pass);
+                    }
+                }
+                head += group;
+            }
+        }
+        if (!parts_.empty()) {
+            const long size = most_rows_ * (depth_ + 2);
+            if (long(partials_.size()) < long(passes_.size()) * size) partials_.resize(passes_.size() * size);
+        }
+    }
+
+    bool few(long rows) const { return rows <= FEW_ROWS; }
+    Input& input(long rows, Input& shared, int thread) { return few(rows) ? few_[thread] : shared; }
+
+    // Calls work(row) for every row: on every thread when there are few, else once, and then all threads meet.
+    template <class Work> void each(long rows, Work work) {
+        if (few(rows)) {
+            for (long m = 0; m < rows; ++m) work(m);
+            return;
+        }
+        constexpr long chunk = 4;
+        for (long first; (first = team_.claim(chunk)) < rows;) {
+            for (long m = first; m < std::min(first + chunk, rows); ++m) work(m);
+        }
+        team_.barrier();
+    }
+
+    template <class Finish> void multiply(const Input& in, long rows, const Weight& w, Finish finish) {
+        switch (w.format) {
+            case Format::Float32: product(team_, in.as<float>(), rows, w, finish); break;
+            case Format::BFloat16: product(team_, in.as<bf16>(), rows, w, finish); break;
+            default: product(team_, in.quantised(w.depth), rows, w, finish); break;
+        }
+    }
+
+    // Sums partial_ over the ranks; then x_ holds the new residual stream. All threads have met before.
+    bool reduce(int thread) {
+        if (thread == 0) {
+            const int status = s.reducer.all_reduce(s.reducer.self, partial_.get(), tokens_ * width_);
+            if (status != 0) status_ = status;
+        }
+        team_.barrier();
+        if (status_ != 0) return false;
+        const long chunk = 16 * width_;
+        const long all = tokens_ * width_;
+        for (long first; (first = team_.claim(chunk)) < all;) {
+            const long end = std::min(first + chunk, all);
+            for (long i = first; i < end; i += LANES) {
+                store(x_.get() + i, add(load(x_.get() + i), load(partial_.get() + i)));
+            }
+        }
+        team_.barrier();
+        return true;
+    }
+
+    // x_ += w · in, summed over the ranks.
+    bool add_product(const Input* in, const Weight* w, int thread) {
+        if (s.ranks == 1) {
+            multiply(*in, tokens_, *w, AddRows{x_.get(), width_});
+            team_.barrier();
+            return true;
+        }
+        if (w != nullptr) {
+            multiply(*in, tokens_, *w, StoreRows{partial_.get(), width_, nullptr});
+        } else if (thread == 0) {  // this rank only takes part in the sum
+            std::fill_n(partial_.get(), tokens_ * width_, 0.0f);
+        }
+        team_.barrier();
+        return reduce(thread);
+    }
+
+    // The normed rows as input of a product.
+    Input& normed(long rows, const long* which, const float* norm, Format format, int thread) {
+        Input& in = input(rows, input_, thread);
+        float* row = row_[thread].get();
+        each(rows, [&](long m) {
+            normalise(x_.get() + (which ? which[m] : m) * width_, norm, s.eps, s.hidden, row);
+            in.put(format, m, row, s.hidden);
+        });
+        return in;
+    }
+
+    void embed(const PhxStep& step) {
+        constexpr long chunk = 4;
+        const bool whole = s.ranks == 1;
+        float* to = whole ? x_.get() : partial_.get();
+        for (long first; (first = team_.claim(chunk)) < tokens_;) {
+            for (long m = first; m < std::min(first + chunk, tokens_); ++m) {
+                const long row = step.tokens[m] - s.vocab_start;
+                std::fill_n(x_.get() + m * width_, width_, 0.0f);
+                if (!whole) std::fill_n(to + m * width_, width_, 0.0f);
+                if (row >= 0 && row < s.vocab) unpack_row(*embedding_, row, to + m * width_);
+            }
+        }
+        team_.barrier();
+    }
+
+    void enter(const PhxStep& step, int thread) {
+        if (embedding_ == nullptr && step.hidden_in == nullptr) {  // a rank without rows of the vocabulary
+            if (thread == 0) {
+                std::fill_n(x_.get(), tokens_ * width_, 0.0f);
+                std::fill_n(partial_.get(), tokens_ * width_, 0.0f);
+            }
+            team_.barrier();
+        } else if (step.hidden_in == nullptr) {
+            embed(step);
+        } else {
+            if (thread == 0) {
+                for (long m = 0; m < tokens_; ++m) {
+                    std::memcpy(x_.get() + m * width_, step.hidden_in + m * s.hidden, s.hidden * 4);
+                }
+            }
+            team_.barrier();
+            return;
+        }
+        if (s.ranks > 1) reduce(thread);
+    }
+
+    // Rotates queries and keys, and puts keys and values into the cache.
+    void place(long layer, int thread) {
+        const PhxLayer& l = layers_[layer];
+        const Cache<T>& cache = caches_[layer];
+        const long dim = s.head_dim, half = dim / 2;
+        float* key = row_[thread].get();
+        const auto one = [&](long m) {
+            const Chunk& chunk = chunks_[chunk_of_[m]];
+            const long position = chunk.position + m - chunk.first;
+            const float *cos = s.cos + position * half, *sin = s.sin + position * half;
+            float* qkv = qkv_.get() + m * qkv_width_;
+            for (long head = 0; head < s.heads; ++head) {
+                float* q = qkv + head * dim;
+                if (l.query_norm) normalise(q, l.query_norm, s.eps, dim, q);
+                rotate(q, cos, sin, dim);
+                T* to = queries_.get() + (m * s.heads + head) * depth_;
+                for (long d = 0; d < dim; d += LANES) {
+                    if (d + LANES <= dim) {
+                        store_as(to + d, load(q + d));
+                    } else {
+                        for (long i = d; i < dim; ++i) to[i] = convert(q[i], T{});
+                    }
+                }
+            }
+            const long block = chunk.table[position / s.block_size], offset = position % s.block_size;
+            for (long head = 0; head < s.kv_heads; ++head) {
+                std::memcpy(key, qkv + (s.heads + head) * dim, dim * 4);
+                if (l.key_norm) normalise(key, l.key_norm, s.eps, dim, key);
+                rotate(key, cos, sin, dim);
+                cache.write(block, offset, head, key, qkv + (s.heads + s.kv_heads + head) * dim);
+            }
+        };
+        for (long first; (first = team_.claim(2)) < tokens_;) {
+            for (long m = first; m < std::min(first + 2, tokens_); ++m) one(m);
+        }
+        team_.barrier();
+    }
+
+    // One finished row of a pass: its sums over its total.
+    template <class Out> void put_mixed(Out* out, long stride, const Pass& pass, long r, const float* sums, float total) {
+        const long token = pass.chunk.first + pass.begin + r / pass.query_heads;
+        Out* to = out + token * stride + (pass.first_query_head + r % pass.query_heads) * s.head_dim;
+        const F32 scale = set1(1.0f / total);
+        for (long d = 0; d < s.head_dim; d += LANES) store_some(to + d, mul(load(sums + d), scale), s.head_dim - d);
+    }
+
+    template <class Out> void attend_all(long layer, Out* out, long stride, int thread) {
+        const float scale = 1.0f / std::sqrt(float(s.head_dim));
+        AttentionScratch<T>& scratch = scratch_[thread];
+        const long size = most_rows_ * (depth_ + 2), window = layers_[layer].window;
+        for (long i; (i = team_.claim(1)) < long(passes_.size());) {
+            Pass pass = passes_[i];
+            if (window > 0) {
+                const long begin = std::max<long>(0, pass.chunk.position + pass.begin - window + 1);
+                const long per_block = caches_[layer].shape.tiles();
+                const long tile = begin / s.block_size * per_block + begin % s.block_size / TILE;
+                pass.first_tile = std::max(pass.first_tile, tile);
+            }
+            attend(pass, caches_[layer], queries_.get(), s.heads, window, scale, scratch);
+            const long rows = (pass.end - pass.begin) * pass.query_heads;
+            if (pass.part < 0) {
+                for (long r = 0; r < rows; ++r) put_mixed(out, stride, pass, r, scratch.out.data() + r * depth_, scratch.total[r]);
+            } else {
+                float* to = partials_.data() + i * size;
+                std::copy_n(scratch.out.data(), rows * depth_, to);
+                std::copy_n(scratch.maximum.data(), rows, to + most_rows_ * depth_);
+                std::copy_n(scratch.total.data(), rows, to + most_rows_ * (depth_ + 1));
+            }
+        }
+        team_.barrier();
+        if (!parts_.empty()) merge_parts(out, stride, thread);
+    }
+
+    template <class Out> void merge_parts(Out* out, long stride, int thread) {
+        const long size = most_rows_ * (depth_ + 2);
+        float* sums = scratch_[thread].out.data();
+        for (long i; (i = team_.claim(1)) < long(parts_.size());) {
+            const auto [first, pieces] = parts_[i];
+            const Pass& pass = passes_[first];
+            for (long r = 0; r < (pass.end - pass.begin) * pass.query_heads; ++r) {
+                const auto maximum = [&](long p) { return partials_[(first + p) * size + most_rows_ * depth_ + r]; };
+                float most = maximum(0), total = 0;
+                for (long p = 1; p < pieces; ++p) most = std::max(most, maximum(p));
+                std::fill_n(sums, depth_, 0.0f);
+                for (long p = 0; p < pieces; ++p) {
+                    const float* from = partials_.data() + (first + p) * size;
+                    const float share = std::exp(maximum(p) - most);
+                    total += from[most_rows_ * (depth_ + 1) + r] * share;
+                    for (long d = 0; d < depth_; d += LANES) {
+                        store(sums + d, fma(load(from + r * depth_ + d), set1(share), load(sums + d)));
+                    }
+                }
+                put_mixed(out, stride, pass, r, sums, total);
+            }
+        }
+        team_.barrier();
+    }
+
+    // floats_ as input of a quantised product.
+    Input& requantised(Input& shared, long size, Format format, int thread) {
+        Input& in = input(tokens_, shared, thread);
+        each(tokens_, [&](long m) { in.put(format, m, floats_.get() + m * size, size); });
+        return in;
+    }
+
+    bool attention(long layer, int thread) {
+        const PhxLayer& l = layers_[layer];
+        if (s.heads == 0) return add_product(nullptr, nullptr, thread);
+        const Input& in = normed(tokens_, nullptr, l.attention_norm, l.qkv->format, thread);
+        multiply(in, tokens_, *l.qkv, StoreRows{qkv_.get(), qkv_width_, l.qkv_bias});
+        team_.barrier();
+        place(layer, thread);
+        const long size = s.heads * s.head_dim;
+        if (l.out->quantised()) {
+            attend_all(layer, floats_.get(), size, thread);
+            return add_product(&requantised(mixed_, size, l.out->format, thread), l.out, thread);
+        }
+        if (l.out->format == Format::BFloat16) {
+            attend_all(layer, reinterpret_cast<bf16*>(mixed_.rows.get()), mixed_.width, thread);
+        } else {
+            attend_all(layer, reinterpret_cast<float*>(mixed_.rows.get()), mixed_.width, thread);
+        }
+        return add_product(&mixed_, l.out, thread);
+    }
+
+    bool mlp(long layer, int thread) {
+        const PhxLayer& l = layers_[layer];
+        if (s.mlp == 0) return add_product(nullptr, nullptr, thread);
+        const Input& in = normed(tokens_, nullptr, l.mlp_norm, l.gate_up->format, thread);
+        if (l.down->quantised()) {
+            multiply(in, tokens_, *l.gate_up, Gate<float>{floats_.get(), s.mlp, s.mlp});
+            team_.barrier();
+            return add_product(&requantised(gated_, s.mlp, l.down->format, thread), l.down, thread);
+        }
+        if (l.down->format == Format::BFloat16) {
+            bf16* out = reinterpret_cast<bf16*>(gated_.rows.get());
+            multiply(in, tokens_, *l.gate_up, Gate<bf16>{out, gated_.width, s.mlp});
+        } else {
+            float* out = reinterpret_cast<float*>(gated_.rows.get());
+            multiply(in, tokens_, *l.gate_up, Gate<float>{out, gated_.width, s.mlp});
+        }
+        team_.barrier();
+        return add_product(&gated_, l.down, thread);
+    }
+
+    void leave(const PhxStep& step, int thread) {
+        if (step.hidden_out != nullptr && thread == 0) {
+            for (long m = 0; m < tokens_; ++m) {
+                std::memcpy(step.hidden_out + m * s.hidden, x_.get() + m * width_, s.hidden * 4);
+            }
+        }
+        const long samples = long(sampled_.size());
+        if (head_ == nullptr || samples == 0) return;
+        const Input& in = normed(samples, sampled_.data(), norm_, head_->format, thread);
+        if (step.logits != nullptr) {
+            multiply(in, samples, *head_, StoreLogits{step.logits, step.logits_stride, s.vocab});
+            return;
+        }
+        float* values = best_values_[thread].data();
+        int32_t* ids = best_ids_[thread].data();
+        std::fill_n(values, samples, -std::numeric_limits<float>::infinity());
+        std::fill_n(ids, samples, int32_t(s.vocab));
+        multiply(in, samples, *head_, KeepBest{values, ids, s.vocab});
+        team_.barrier();
+        if (thread != 0) return;
+        for (long m = 0; m < samples; ++m) {
+            float value = best_values_[0][m];
+            int32_t id = best_ids_[0][m];
+            for (int other = 1; other < s.threads; ++other) {
+                const float v = best_values_[other][m];
+                const int32_t i = best_ids_[other][m];
+                if (v > value || (v == value && i < id)) value = v, id = i;
+            }
+            step.best_logits[m] = value;
+            step.best_ids[m] = int32_t(s.vocab_start) + id;
+        }
+    }
+
+    void forward(const PhxStep& step, int thread) {
+        enter(step, thread);
+        if (status_ != 0) return;
+        for (long layer = 0; layer < long(layers_.size()); ++layer) {
+            if (!attention(layer, thread) || !mlp(layer, thread)) return;
+        }
+        leave(step, thread);
+    }
+
+    const PhxShape s;
+    const std::vector<PhxLayer> layers_;
+    const std::vector<int> query_heads_;
+    const Weight* embedding_;
+    const float* norm_;
+    const Weight* head_;
+    Team team_;
+    const long width_, depth_, qkv_width_;
+    long most_rows_ = 0;
+    int status_ = 0;
+
+    Buffer<int32_t> tables_;              // [max_sequences, max_blocks]
+    Buffer<float> x_, partial_, qkv_;     // the residual stream, a rank's share of a sum, projections: [tokens, width]
+    Buffer<T> queries_;                   // [tokens, heads, depth]
+    Input input_, mixed_, gated_;         // of qkv, gate_up and head; of out; of down
+    Buffer<float> floats_;                // rows on their way to a quantised input
+    std::vector<Buffer<T>> keys_, values_;
+    std::vector<Cache<T>> caches_;
+
+    std::vector<Input> few_;              // by thread
+    std::vector<AttentionScratch<T>> scratch_;
+    std::vector<Buffer<float>> row_;
+    std::vector<std::vector<float>> best_values_;
+    std::vector<std::vector<int32_t>> best_ids_;
+
+    long tokens_ = 0;                     // of this step
+    std::vector<Chunk> chunks_;
+    std::vector<long> chunk_of_, sampled_;
+    std::vector<Pass> passes_;
+    struct Part {
+        long first, pieces;
+    };
+    std::vector<Part> parts_;
+    std::vector<float> partials_;
+};
+
+}  // namespace
+
+extern "C" {
+
+PhxStage* phx_stage_new(const PhxShape* shape, const PhxLayer* layers, long count, const Weight* embedding,
+                        const float* norm, const Weight* head) {
+    try {
+        if (shape->float32) return new Stage<float>(*shape, layers, count, embedding, norm, head);
+        return new Stage<bf16>(*shape, layers, count, embedding, norm, head);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
+
+void phx_stage_free(PhxStage* stage) { delete stage; }
+
+int phx_stage_run(PhxStage* stage, const PhxStep* step) { return stage->run(*step); }
+
+}  // extern "C"

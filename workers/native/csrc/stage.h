@@ -1,0 +1,58 @@
+// One stage of a rank: its layers from the embedding or the hidden states before it to hidden states or logits.
+#pragma once
+
+#include "weight.h"
+
+// The C side; see workers/native/decoder.py, which has the same structures.
+extern "C" {
+
+// Sums `count` floats over the ranks of the stage, in place; 0 when that worked.
+struct PhxReducer {
+    int (*all_reduce)(void* self, float* x, long count);
+    void* self;
+};
+
+struct PhxShape {
+    long hidden, head_dim, heads, kv_heads, mlp;  // this rank's own
+    long max_tokens, max_sequences, max_blocks, kv_blocks, block_size;
+    long ranks;                 // of the stage
+    long vocab_start, vocab;    // rows of the embedding and the head
+    int float32;                // activations and cache in float32 instead of bf16
+    int threads, patient;
+    float eps;
+    const float *cos, *sin;     // [positions, head_dim / 2]
+    const int* query_heads;     // [kv_heads]: how many query heads read each
+    PhxReducer reducer;
+};
+
+// Norm weights are float32 and stay the caller's, as do the weights. Null: not there.
+struct PhxLayer {
+    const float *attention_norm, *query_norm, *key_norm, *mlp_norm;
+    const phx::Weight *qkv, *out, *gate_up, *down;
+    const float* qkv_bias;
+    long window;
+};
+
+struct PhxStep {
+    const int32_t* rows;     // [sequences, 4]: slot, position, tokens, whether one is sampled
+    long sequences;
+    const int32_t* updates;  // [updates_count, 3]: slot, index, block
+    long updates_count;
+    const int32_t* tokens;   // [tokens_count]
+    long tokens_count;
+    const float* hidden_in;  // [tokens, hidden], or null on the first stage
+    float* hidden_out;       // the same, or null on the last stage
+    float* logits;           // [samples, logits_stride], or null
+    long logits_stride;
+    float* best_logits;      // [samples] with the ids of the largest, instead of `logits`
+    int32_t* best_ids;
+};
+
+struct PhxStage;
+PhxStage* phx_stage_new(const PhxShape* shape, const PhxLayer* layers, long count, const phx::Weight* embedding,
+                        const float* norm, const phx::Weight* head);
+void phx_stage_free(PhxStage* stage);
+// 0, or what the reducer returned.
+int phx_stage_run(PhxStage* stage, const PhxStep* step);
+
+}

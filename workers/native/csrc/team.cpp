@@ -1,0 +1,78 @@
+#include "team.h"
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <climits>
+
+#include "wait.h"
+
+namespace phx {
+
+// Long enough for the Python between two steps, short enough not to disturb a machine that has other work.
+constexpr long PATIENT_NS = 100'000, IMPATIENT_NS = 2'000;
+
+Team::Team(int size, bool patient) : size_(size), spin_ns_(patient ? PATIENT_NS : IMPATIENT_NS) {
+    for (int thread = 1; thread < size; ++thread) threads_.emplace_back(&Team::serve, this, thread);
+}
+
+Team::~Team() {
+    ending_ = true;
+    announce(job_, idle_);
+    for (std::thread& thread : threads_) thread.join();
+}
+
+void Team::run(const std::function<void(int)>& work) {
+    work_ = &work;
+    next_.store(0, std::memory_order_relaxed);
+    if (size_ > 1) announce(job_, idle_);
+    work(0);
+    barrier();
+}
+
+void Team::barrier() {
+    if (size_ == 1) {
+        next_.store(0, std::memory_order_relaxed);
+        return;
+    }
+    const uint32_t phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+        arrived_.store(0, std::memory_order_relaxed);
+        next_.store(0, std::memory_order_relaxed);
+        announce(phase_, resting_);
+    } else {
+        await(phase_, phase, resting_);
+    }
+}
+
+void Team::serve(int thread) {
+    uint32_t seen = 0;
+    while (true) {
+        await(job_, seen, idle_);
+        ++seen;
+        if (ending_) return;
+        (*work_)(thread);
+        barrier();
+    }
+}
+
+void Team::await(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers) {
+    const auto changed = [&] { return word.load(std::memory_order_acquire) != old; };
+    if (spin_until(changed, spin_ns_)) return;
+    sleepers.fetch_add(1, std::memory_order_seq_cst);
+    while (word.load(std::memory_order_seq_cst) == old) {
+        syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, old, nullptr, nullptr, 0);
+    }
+    sleepers.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Team::announce(std::atomic<uint32_t>& word, std::atomic<int>& sleepers) {
+    word.fetch_add(1, std::memory_order_seq_cst);
+    if (sleepers.load(std::memory_order_seq_cst) > 0) {
+        syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+    }
+}
+
+}  // namespace phx

@@ -1,0 +1,90 @@
+#include "weight.h"
+
+#include <sys/mman.h>
+
+#include <new>
+
+using namespace phx;
+
+namespace {
+
+// Large pages: a step reads every weight once, and would otherwise walk a page table entry for each 4 KiB.
+char* allocate(size_t bytes) {
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return nullptr;
+    if (bytes >= (4u << 20)) madvise(p, bytes, MADV_HUGEPAGE);
+    return static_cast<char*>(p);
+}
+
+template <class T> void pack(Weight& w, const T* source, long rows, long first, long step) {
+    constexpr long P = PAIR<T>;
+    for (long row = 0; row < rows; ++row) {
+        T* panel = reinterpret_cast<T*>(w.data + (first + row / LANES * step) * w.panel_bytes()) + row % LANES * P;
+        const T* from = source + row * w.inputs;
+        for (long k = 0; k < w.inputs; ++k) panel[k / P * LANES * P + k % P] = from[k];
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+Weight* phx_weight_new(int format, long outputs, long inputs, long panels, int with_offsets) {
+    Weight w{};
+    w.format = static_cast<Format>(format);
+    w.outputs = outputs, w.inputs = inputs, w.panels = panels;
+    w.depth = padded_inputs(w.format, inputs);
+    const size_t codes = round_up(panels * w.panel_bytes(), 64);
+    const size_t table = w.quantised() ? round_up(panels * w.groups() * LANES * sizeof(f16), 64) : 0;
+    // Products look a little ahead of where they are.
+    w.bytes = codes + table * (with_offsets ? 2 : 1) + 4096;
+    w.data = allocate(w.bytes);
+    if (w.data == nullptr) return nullptr;
+    if (w.quantised()) w.scales = reinterpret_cast<f16*>(w.data + codes);
+    if (w.quantised() && with_offsets) w.offsets = reinterpret_cast<f16*>(w.data + codes + table);
+    Weight* result = new (std::nothrow) Weight(w);
+    if (result == nullptr) munmap(w.data, w.bytes);
+    return result;
+}
+
+void phx_weight_free(Weight* weight) {
+    munmap(weight->data, weight->bytes);
+    delete weight;
+}
+
+long phx_weight_bytes(const Weight* weight) { return static_cast<long>(weight->bytes); }
+
+void phx_weight_pack_f32(Weight* weight, const float* source, long rows, long first, long step) {
+    pack<float>(*weight, source, rows, first, step);
+}
+
+void phx_weight_pack_bf16(Weight* weight, const uint16_t* source, long rows, long first, long step) {
+    pack<bf16>(*weight, source, rows, first, step);
+}
+
+// An Int8 panel is [groups][8][16][4] codes. An Int4 panel is [groups][4][16][4] bytes: step j of a group has the codes
+// of its inputs 8j to 8j + 3 in the low halves and those of the four after them in the high halves.
+void phx_weight_pack_codes(Weight* weight, const uint8_t* codes, const uint16_t* scales, const uint16_t* offsets,
+                           long rows, long first, long step) {
+    Weight& w = *weight;
+    const long stored = (w.inputs + GROUP - 1) / GROUP;
+    for (long row = 0; row < rows; ++row) {
+        const long panel = first + row / LANES * step, lane = row % LANES;
+        uint8_t* to = reinterpret_cast<uint8_t*>(w.data + panel * w.panel_bytes());
+        const uint8_t* from = codes + row * w.inputs;
+        for (long k = 0; k < w.inputs; ++k) {
+            if (w.format == Format::Int8) {
+                to[k / 4 * LANES * 4 + lane * 4 + k % 4] = from[k];
+            } else {
+                to[k / 8 * LANES * 4 + lane * 4 + k % 4] |= uint8_t(from[k] << (k % 8 < 4 ? 0 : 4));
+            }
+        }
+        for (long group = 0; group < stored; ++group) {
+            const long place = (panel * w.groups() + group) * LANES + lane;
+            w.scales[place] = scales[row * stored + group];
+            if (w.offsets != nullptr) w.offsets[place] = offsets[row * stored + group];
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,58 @@
+// Weights as the products read them: panels of 16 outputs, each a stream that is read once from start to end.
+//
+// A panel holds, for every PAIR of inputs, the 16 outputs' values side by side: [inputs / PAIR][16][PAIR]. Quantised
+// panels hold groups of 32 inputs, with one float16 scale (and offset) an output and group beside them. Outputs and
+// inputs are filled up with zeros to whole panels and groups.
+#pragma once
+
+#include "simd.h"
+
+namespace phx {
+
+constexpr long GROUP = 32;
+
+enum class Format : int { Float32 = 0, BFloat16 = 1, Int8 = 2, Int4 = 3 };
+
+struct Weight {
+    Format format;
+    long outputs, inputs;  // as the layer means them
+    long panels;
+    long depth;            // inputs, filled up
+    char* data;
+    f16* scales;    // [panels][groups][16], quantised formats only
+    f16* offsets;   // the same, or null where codes are centred: then an offset is -scale * 2^(bits - 1)
+    size_t bytes;   // of the allocation, which begins at `data`
+
+    bool quantised() const { return format == Format::Int8 || format == Format::Int4; }
+    long groups() const { return depth / GROUP; }
+    long panel_bytes() const {
+        switch (format) {
+            case Format::Float32: return depth * LANES * 4;
+            case Format::BFloat16: return depth * LANES * 2;
+            case Format::Int8: return depth * LANES;
+            case Format::Int4: return depth * LANES / 2;
+        }
+        return 0;
+    }
+    const char* panel(long n) const { return data + n * panel_bytes(); }
+};
+
+// Inputs of a row, filled up for the format; activation buffers are this wide.
+inline long padded_inputs(Format format, long inputs) {
+    return format == Format::Float32 ? inputs : format == Format::BFloat16 ? round_up(inputs, 2) : round_up(inputs, GROUP);
+}
+
+}  // namespace phx
+
+// The C side; see workers/native/weights.py.
+extern "C" {
+// Null when there is no memory. `panels` may be more than `outputs` needs.
+phx::Weight* phx_weight_new(int format, long outputs, long inputs, long panels, int with_offsets);
+void phx_weight_free(phx::Weight* weight);
+long phx_weight_bytes(const phx::Weight* weight);
+// Row i of `rows` rows goes to lane i % 16 of panel first + i / 16 * step.
+void phx_weight_pack_f32(phx::Weight* weight, const float* source, long rows, long first, long step);
+void phx_weight_pack_bf16(phx::Weight* weight, const uint16_t* source, long rows, long first, long step);
+void phx_weight_pack_codes(phx::Weight* weight, const uint8_t* codes, const uint16_t* scales, const uint16_t* offsets,
+                           long rows, long first, long step);
+}

@@ -1,0 +1,230 @@
+"""A rank's stage in the native library: every step is one call, which leaves the interpreter to other threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import Structure, c_float, c_int, c_int32, c_long, c_void_p
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from partitioning.plan import Plan, RankPlan
+from workers.collectives import CollectiveStalled, Group
+from workers.model.rope import rotary_angles
+from workers.model.stage import StageResult
+from workers.model.weights import LayerWeights, Matrix, WeightReader
+from workers.native.weights import PackedWeight, padded_to_lanes
+from workers.request import EngineConfig
+from workers.step_plan import StepPlan
+
+Kept = TypeVar("Kept")
+
+_DTYPES = ("float32", "bfloat16")
+_FAILED = 1
+_AllReduce = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_long)
+
+
+class _Reducer(Structure):
+    _fields_ = (("all_reduce", c_void_p), ("self", c_void_p))
+
+
+class _Shape(Structure):
+    _fields_ = (
+        *((name, c_long) for name in ("hidden", "head_dim", "heads", "kv_heads", "mlp")),
+        *((name, c_long) for name in ("max_tokens", "max_sequences", "max_blocks", "kv_blocks", "block_size")),
+        *((name, c_long) for name in ("ranks", "vocab_start", "vocab")),
+        *((name, c_int) for name in ("float32", "threads", "patient")),
+        ("eps", c_float),
+        *((name, c_void_p) for name in ("cos", "sin", "query_heads")),
+        ("reducer", _Reducer),
+    )
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("attention_norm", "query_norm", "key_norm", "mlp_norm")),
+        *((name, c_void_p) for name in ("qkv", "out", "gate_up", "down", "qkv_bias")),
+        ("window", c_long),
+    )
+
+
+class _Step(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("sequences", c_long),
+        ("updates", c_void_p),
+        ("updates_count", c_long),
+        ("tokens", c_void_p),
+        ("tokens_count", c_long),
+        ("hidden_in", c_void_p),
+        ("hidden_out", c_void_p),
+        ("logits", c_void_p),
+        ("logits_stride", c_long),
+        ("best_logits", c_void_p),
+        ("best_ids", c_void_p),
+    )
+
+
+def supports(plan: Plan, device: torch.device) -> bool:
+    """Whether the native engine computes this plan's type on this device."""
+    return device.type == "cpu" and plan.dtype in _DTYPES
+
+
+def _declare(native: ctypes.CDLL) -> None:
+    """The types of the library's functions that this folder calls: see csrc/weight.h and csrc/stage.h."""
+    signatures = {
+        "phx_weight_new": (c_void_p, c_int, c_long, c_long, c_long, c_int),
+        "phx_weight_free": (None, c_void_p),
+        "phx_weight_pack_f32": (None, c_void_p, c_void_p, c_long, c_long, c_long),
+        "phx_weight_pack_bf16": (None, c_void_p, c_void_p, c_long, c_long, c_long),
+        "phx_weight_pack_codes": (None, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_long),
+        "phx_stage_new": (c_void_p, c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_void_p),
+        "phx_stage_free": (None, c_void_p),
+        "phx_stage_run": (c_int, c_void_p, c_void_p),
+    }
+    for name, (result, *arguments) in signatures.items():
+        function = getattr(native, name)
+        function.restype, function.argtypes = result, arguments
+
+
+class NativeStage:
+    """The layers of one stage, its KV cache included."""
+
+    def __init__(
+        self,
+        native: ctypes.CDLL,
+        weights: WeightReader,
+        plan: Plan,
+        rank: RankPlan,
+        config: EngineConfig,
+        group: Group,
+    ) -> None:
+        _declare(native)
+        self._native, self._group = native, group
+        self._hidden = plan.model.hidden_size
+        self._last = rank.stage == plan.pp - 1
+        self._vocab = len(rank.vocab)
+        self._kept: list[object] = []  # what the library points to
+        self._failure: BaseException | None = None
+        layers = (_Layer * len(rank.layers))(*map(self._layer, weights.layers()))
+        ends = weights.ends()
+        head = self._packed(ends.head)
+        embedding = head if ends.embedding is ends.head else self._packed(ends.embedding)
+        norm = None if ends.norm is None else self._vector(ends.norm)
+        shape = self._shape(plan, rank, config)
+        self._stage: int | None = native.phx_stage_new(ctypes.byref(shape), layers, len(layers), embedding, norm, head)
+        if self._stage is None:
+            raise MemoryError("no memory for the KV cache and the activations; lower kv_cache_tokens or max_batch_tokens")
+
+    def __del__(self) -> None:
+        if getattr(self, "_stage", None) is not None:
+            self._native.phx_stage_free(self._stage)
+
+    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool) -> StageResult:
+        """One step: see `workers.model.stage.Stage`.
+
+        Raises:
+            CollectiveStalled: another rank of the stage is gone.
+        """
+        tokens, samples = len(plan.tokens), int(plan.rows[:, 3].sum())
+        result = StageResult()
+        step = _Step(
+            rows=plan.rows.ctypes.data,
+            sequences=len(plan.rows),
+            updates=plan.block_updates.ctypes.data,
+            updates_count=len(plan.block_updates),
+            tokens=plan.tokens.ctypes.data,
+            tokens_count=tokens,
+            hidden_in=None if hidden is None else hidden.data_ptr(),
+        )
+        if not self._last:
+            result.hidden = torch.empty(tokens, self._hidden)
+            step.hidden_out = result.hidden.data_ptr()
+        elif greedy:
+            result.best = np.empty(samples, dtype=np.float32), np.empty(samples, dtype=np.int32)
+            step.best_logits, step.best_ids = (values.ctypes.data for values in result.best)
+        else:
+            result.logits = torch.empty(samples, self._vocab)
+            step.logits, step.logits_stride = result.logits.data_ptr(), self._vocab
+        status = self._native.phx_stage_run(self._stage, ctypes.byref(step))
+        if self._failure is not None:
+            raise self._failure
+        if status != 0:
+            raise CollectiveStalled(f"an all-reduce of rank {self._group.rank} of the stage failed")
+        return result
+
+    def _shape(self, plan: Plan, rank: RankPlan, config: EngineConfig) -> _Shape:
+        spec = plan.model
+        cos, sin = rotary_angles(spec.rope, spec.head_dim, config.max_model_len)
+        group = spec.group_size
+        heads = range(rank.heads.start, rank.heads.stop)
+        readers = [sum(head // group == kv for head in heads) for kv in range(rank.kv_heads.start, rank.kv_heads.stop)]
+        threads = torch.get_num_threads()
+        return _Shape(
+            hidden=spec.hidden_size,
+            head_dim=spec.head_dim,
+            heads=len(rank.heads),
+            kv_heads=len(rank.kv_heads),
+            mlp=len(rank.mlp),
+            max_tokens=config.max_batch_tokens,
+            max_sequences=config.max_running,
+            max_blocks=-(-config.max_model_len // plan.kv_block_size),
+            kv_blocks=plan.kv_blocks,
+            block_size=plan.kv_block_size,
+            ranks=plan.tp,
+            vocab_start=rank.vocab.start,
+            vocab=len(rank.vocab),
+            float32=plan.dtype == "float32",
+            threads=threads,
+            patient=plan.tp * plan.pp * threads <= (os.cpu_count() or 1),
+            eps=spec.norm_eps,
+            cos=self._vector(cos),
+            sin=self._vector(sin),
+            query_heads=self._keep(np.array(readers, dtype=np.int32)).ctypes.data,
+            reducer=self._reducer(),
+        )
+
+    def _layer(self, layer: LayerWeights) -> _Layer:
+        query_norm, key_norm = layer.head_norms or (None, None)
+        return _Layer(
+            attention_norm=self._vector(layer.attention_norm),
+            query_norm=None if query_norm is None else self._vector(query_norm),
+            key_norm=None if key_norm is None else self._vector(key_norm),
+            mlp_norm=self._vector(layer.mlp_norm),
+            qkv=self._packed(layer.qkv),
+            out=self._packed(layer.out),
+            gate_up=self._packed(layer.gate, layer.up),
+            down=self._packed(layer.down),
+            qkv_bias=None if layer.qkv_bias is None else self._vector(layer.qkv_bias),
+            window=layer.window,
+        )
+
+    def _packed(self, *parts: Matrix | None) -> int | None:
+        """The address of the packed matrix; None for one without rows or columns."""
+        matrices = [part for part in parts if part is not None]
+        if not matrices or 0 in matrices[0].shape:
+            return None
+        return self._keep(PackedWeight(self._native, matrices)).address
+
+    def _vector(self, values: Tensor) -> int:
+        return self._keep(padded_to_lanes(values) if values.dim() == 1 else values.float().contiguous()).data_ptr()
+
+    def _reducer(self) -> _Reducer:
+        def all_reduce(_: int, address: int, count: int) -> int:
+            try:
+                x = torch.frombuffer((c_float * count).from_address(address), dtype=torch.float32)
+                self._group.all_reduce(x)
+            except BaseException as error:
+                self._failure = error
+                return _FAILED
+            return 0
+
+        return _Reducer(all_reduce=ctypes.cast(self._keep(_AllReduce(all_reduce)), c_void_p))
+
+    def _keep(self, thing: Kept) -> Kept:
+        self._kept.append(thing)
+        return thing

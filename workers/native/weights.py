@@ -1,0 +1,62 @@
+"""Weights in the native layout: see csrc/weight.h."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from partitioning.quantised import Quantised
+from workers.model.weights import Matrix
+
+LANES = 16  # outputs of a panel
+_FORMATS = {torch.float32: 0, torch.bfloat16: 1}
+_CODES = {8: 2, 4: 3}
+
+
+class PackedWeight:
+    """A matrix, or several of one kind whose panels of 16 outputs take turns; lives as long as this object."""
+
+    def __init__(self, native: ctypes.CDLL, parts: Sequence[Matrix]) -> None:
+        self._native = native
+        first = parts[0]
+        outputs, inputs = first.shape
+        panels = -(-outputs // LANES) * len(parts)
+        offsets = isinstance(first, Quantised) and first.offsets is not None
+        kind = _CODES[first.bits] if isinstance(first, Quantised) else _FORMATS[first.dtype]
+        self.address: int | None = native.phx_weight_new(kind, outputs * len(parts), inputs, panels, offsets)
+        if self.address is None:
+            raise MemoryError(f"no memory for a weight of {panels * LANES} × {inputs} values")
+        for number, part in enumerate(parts):
+            assert part.shape == first.shape
+            self._pack(part, number, len(parts))
+
+    def __del__(self) -> None:
+        if getattr(self, "address", None) is not None:
+            self._native.phx_weight_free(self.address)
+
+    def _pack(self, part: Matrix, first: int, step: int) -> None:
+        rows, native = part.shape[0], self._native
+        if isinstance(part, Quantised):
+            tables = [part.codes, part.scales] + ([] if part.offsets is None else [part.offsets])
+            codes, scales, *offsets = (table.contiguous() for table in tables)
+            native.phx_weight_pack_codes(
+                self.address,
+                codes.data_ptr(),
+                scales.data_ptr(),
+                offsets[0].data_ptr() if offsets else None,
+                rows,
+                first,
+                step,
+            )
+        else:
+            pack = native.phx_weight_pack_f32 if part.dtype == torch.float32 else native.phx_weight_pack_bf16
+            values = part.contiguous()
+            pack(self.address, values.data_ptr(), rows, first, step)
+
+
+def padded_to_lanes(vector: Tensor) -> Tensor:
+    """float32, filled up with zeros to whole panels."""
+    return torch.nn.functional.pad(vector.float(), (0, -len(vector) % LANES)).contiguous()
