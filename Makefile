@@ -11,7 +11,8 @@ STAMP := $(VENV)/.set-up
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## Make .venv with everything pinned, and fetch SmolLM2
+setup: $(STAMP)  ## Make .venv with everything pinned, compile the kernels, and fetch SmolLM2
+	@$(BIN)/python -m workers.native.build >/dev/null
 	@$(BIN)/phalanx models pull smollm2 >/dev/null
 
 $(STAMP): pyproject.toml constraints.txt

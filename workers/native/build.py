@@ -1,0 +1,212 @@
+"""Compiles `csrc/*.cpp` into one shared library in the user's cache, once for each kind of processor.
+
+`python -m workers.native.build` builds ahead of time and says where the library is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+SOURCES = Path(__file__).parent / "csrc"
+LIBRARY = "libphalanx.so"
+SWITCH = "PHALANX_NATIVE"  # the environment variable that overrides the choice of a level
+OFF = "off"
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra")
+_LINK = ("-shared", "-pthread", "-Wl,-z,defs")
+_JOBS = 2
+_LAST_LINES = 20
+
+
+class BuildError(RuntimeError):
+    """The library cannot be had on this machine; the text says why and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A set of instructions: `needs` in the words of /proc/cpuinfo, and the compiler's `flags` for them."""
+
+    name: str
+    needs: frozenset[str]
+    flags: tuple[str, ...]
+
+
+LEVELS = (
+    Level(
+        "avx512",
+        frozenset(("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "fma", "f16c", "bmi2")),
+        (
+            "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c",
+            "-mbmi2", "-mprefer-vector-width=512",
+        ),
+    ),
+    Level("avx2", frozenset(("avx2", "fma", "f16c")), ("-mavx2", "-mfma", "-mf16c")),
+)  # fmt: skip
+_ARM = Level("generic", frozenset(), ("-mcpu=native",))
+
+
+def processor_flags() -> frozenset[str]:
+    """What /proc/cpuinfo says that this machine's processor can do; nothing where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def choose_level(machine: str, flags: frozenset[str], wish: str | None = None) -> Level:
+    """The best level of a processor, or the one wished for.
+
+    Raises:
+        BuildError: it has none of them.
+        ValueError: the wish is none of the names, or the processor lacks its instructions.
+    """
+    names = [level.name for level in LEVELS]
+    if wish and wish not in names:
+        raise ValueError(f"{SWITCH}={wish}: choose one of {', '.join([*names, OFF])}")
+    if wish:
+        level = LEVELS[names.index(wish)]
+        if missing := level.needs - flags:
+            raise ValueError(f"{SWITCH}={wish}: this processor has no {', '.join(sorted(missing))}; unset {SWITCH}")
+        return level
+    if machine in ("aarch64", "arm64"):
+        return _ARM
+    for level in LEVELS:
+        if level.needs <= flags:
+            return level
+    raise BuildError(f"there are no kernels for this processor ({machine} without AVX2, FMA and F16C)")
+
+
+def switched_off() -> bool:
+    return os.environ.get(SWITCH) == OFF
+
+
+def find_compiler() -> list[str]:
+    """The command of the C++ compiler: $CXX, g++ or clang++.
+
+    Raises:
+        BuildError: there is none.
+    """
+    wish = shlex.split(os.environ.get("CXX", ""))
+    for command in (wish,) if wish else (["g++"], ["clang++"]):
+        if shutil.which(command[0]):
+            return command
+    missing = f"CXX names {wish[0]}, which is not there" if wish else "there is no C++ compiler"
+    raise BuildError(f"{missing}; install one (Debian and Ubuntu: apt-get install g++)")
+
+
+def cache_folder() -> Path:
+    return user_cache_path("phalanx") / "native"
+
+
+def build(sources: Path = SOURCES, cache: Path | None = None) -> Path:
+    """The library's path, after compiling it if this is its first use. Safe to call from many processes at once.
+
+    Raises:
+        BuildError: there is no compiler, it failed, or the cache cannot be written.
+        ValueError: $PHALANX_NATIVE cannot be met.
+    """
+    level = choose_level(platform.machine(), processor_flags(), os.environ.get(SWITCH))
+    compiler = find_compiler()
+    flags = [*_FLAGS, *_accepted(compiler, level.flags)]
+    folder = (cache or cache_folder()) / f"{level.name}-{_key(sources, compiler, flags)}"
+    path = folder / LIBRARY
+    if path.is_file():
+        return path
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock")):
+            if not path.is_file():
+                _compile(sources, compiler, flags, folder)
+    except OSError as error:
+        raise BuildError(
+            f"the compiled library cannot be kept: {error}; XDG_CACHE_HOME can name another folder"
+        ) from error
+    return path
+
+
+def _compile(sources: Path, compiler: list[str], flags: list[str], folder: Path) -> None:
+    """Leaves a whole library in `folder`, or nothing."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="build-") as name:
+        work = Path(name)
+        units = sorted(sources.glob("*.cpp"))
+        objects = [work / f"{unit.stem}.o" for unit in units]
+        commands = [
+            [*compiler, *flags, "-c", str(unit), "-o", str(target)] for unit, target in zip(units, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(_JOBS) as pool:
+            list(pool.map(_run, commands))
+        result = work / "result"
+        result.mkdir()
+        _run([*compiler, *map(str, objects), *_LINK, "-o", str(result / LIBRARY)])
+        result.rename(folder)
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if done.returncode:
+        last = "\n".join(done.stdout.splitlines()[-_LAST_LINES:])
+        raise BuildError(f"{shlex.join(command)} failed with exit code {done.returncode}:\n{last}")
+    return done.stdout
+
+
+def _accepted(compiler: list[str], flags: tuple[str, ...]) -> list[str]:
+    """`-mcpu=native` is not known to every compiler; the others are asked for by name and must be there."""
+    if flags != _ARM.flags:
+        return list(flags)
+    probe = subprocess.run(
+        [*compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull], capture_output=True, check=False
+    )
+    return [] if probe.returncode else list(flags)
+
+
+def _key(sources: Path, compiler: list[str], flags: list[str]) -> str:
+    """Names everything that the library depends on."""
+    parts = [" ".join([*compiler, *flags, *_LINK]).encode(), _run([*compiler, "--version"]).encode()]
+    if platform.machine() in ("aarch64", "arm64"):  # "native" differs from one machine to the next
+        parts.append(Path("/proc/cpuinfo").read_bytes().partition(b"\n\n")[0])
+    for path in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")]):
+        parts += [path.name.encode(), path.read_bytes()]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, and when its process dies
+        yield
+
+
+def main() -> None:
+    started = time.monotonic()
+    if switched_off():
+        print(f"{SWITCH}={OFF}: nothing to build")
+        return
+    try:
+        path = build()
+    except BuildError as error:
+        print(f"The native kernels are left out, and everything runs on torch alone, slower: {error}", file=sys.stderr)
+        return
+    print(f"{path} ({time.monotonic() - started:.1f} s)")
+
+
+if __name__ == "__main__":
+    main()
