@@ -69,6 +69,7 @@ def _plan(spec: DeploymentSpec) -> Plan:
     settings = plan_settings(
         model,
         dtype=spec.dtype,
+        weights=spec.weights,
         max_model_len=2048,
         max_batch_tokens=spec.max_batch_tokens,
         kv_block_size=spec.kv_block_size,
