@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "team.h"
 #include "weight.h"
@@ -17,9 +18,8 @@ constexpr int TILE_ROWS = 12, TILE_ROWS_INT = 6, TILE_PANELS = 2;
 constexpr int TILE_ROWS = 4, TILE_ROWS_INT = 2, TILE_PANELS = 2;
 #endif
 constexpr long FEW_ROWS = 4;                // up to here the time of a product is that of reading its weights
-constexpr long AHEAD = 1024;                // bytes between what is used and what is fetched
+constexpr long AHEAD = 4096;                // bytes between what is used and what is fetched
 constexpr long BLOCK_BYTES = 384 << 10;     // activations that stay in the second-level cache beside the weights
-constexpr long CHUNK_BYTES = 128 << 10;     // weights a thread takes at a time
 
 // Rows of activations: float32, bf16, or int8 with a scale (and the sum of the group's codes) a group of 32.
 template <class T> struct Rows {
@@ -91,83 +91,97 @@ struct Held {
 };
 
 template <int R, class T, class Finish>
-PHX_INLINE void stream_panel(const Rows<T>& a, const T* panel, long steps, long n, Finish& finish) {
+PHX_INLINE void stream_panel(const Rows<T>& a, const Weight& w, long n, Finish& finish) {
     F32 out[R];
-    stream<R, R == 1 ? 8 : 4>(a, 0, panel, steps, out);
+    stream<R, R == 1 ? 8 : 4>(a, 0, reinterpret_cast<const T*>(w.panel(n)), w.depth / PAIR<T>, out);
     for (int r = 0; r < R; ++r) finish(r, n * LANES, out[r]);
 }
 
-// R rows of int8 by C panels of 8 or 4 bits: exact sums of 32 products, then their scales in float32 (as in llama.cpp's
-// blocks). Where codes are centred, the centre's share is taken off the exact sum; else `offsets` times the group's sum.
+// A group of 32 inputs, exactly: R rows by C panels of 8 or 4 bits. Where codes are centred (no OFFSETS),
+// the sums begin with the centre's share.
 template <int R, int C, bool FOUR_BITS, bool OFFSETS>
-PHX_INLINE void tile(const QuantisedRows& a, long m, const Weight& w, long n, bool fetching, F32 (&acc)[R][C]) {
-    constexpr long GROUP_BYTES = GROUP * LANES / (FOUR_BITS ? 2 : 1), CENTRE = FOUR_BITS ? 8 : 128;
-    const long groups = a.groups();
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) acc[r][c] = zero();
-    const char* panel[C];
-    const f16 *scales[C], *offsets[C];
-    for (int c = 0; c < C; ++c) {
-        panel[c] = w.panel(n + c);
-        scales[c] = w.scales + (n + c) * groups * LANES;
-        offsets[c] = OFFSETS ? w.offsets + (n + c) * groups * LANES : nullptr;
+PHX_INLINE void group_sums(const QuantisedRows& a, long m, long group, const char* const (&codes)[C], bool fetching,
+                           I32 (&exact)[R][C]) {
+    constexpr long BYTES = GROUP * LANES / (FOUR_BITS ? 2 : 1), CENTRE = FOUR_BITS ? 8 : 128;
+    for (int r = 0; r < R; ++r) {
+        const int32_t start = OFFSETS ? 0 : int32_t(-CENTRE) * a.sums[(m + r) * a.groups() + group];
+        for (int c = 0; c < C; ++c) exact[r][c] = set1(start);
     }
-    for (long g = 0; g < groups; ++g) {
-        I32 exact[R][C];
+    const auto four_inputs = [&](long k, const I32(&weights)[C]) __attribute__((always_inline)) {
         for (int r = 0; r < R; ++r) {
-            const int32_t start = OFFSETS ? 0 : int32_t(-CENTRE) * a.sums[(m + r) * groups + g];
-            for (int c = 0; c < C; ++c) exact[r][c] = set1(start);
+            int32_t quadruple;
+            std::memcpy(&quadruple, a.codes + (m + r) * a.stride + group * GROUP + k, 4);
+            for (int c = 0; c < C; ++c) exact[r][c] = dot_u8s8(exact[r][c], weights[c], set1(quadruple));
         }
-        const int8_t* codes = a.codes + m * a.stride + g * GROUP;
-        const auto four_inputs = [&](long k, const I32(&weights)[C]) __attribute__((always_inline)) {
-            for (int r = 0; r < R; ++r) {
-                int32_t quadruple;
-                std::memcpy(&quadruple, codes + r * a.stride + k, 4);
-                const I32 x = set1(quadruple);
-                for (int c = 0; c < C; ++c) exact[r][c] = dot_u8s8(exact[r][c], weights[c], x);
-            }
-        };
-        for (long line = 0; line < GROUP_BYTES; line += 64) {
-            I32 stored[C];
-            for (int c = 0; c < C; ++c) {
-                stored[c] = load(reinterpret_cast<const int32_t*>(panel[c] + g * GROUP_BYTES + line));
-                if (fetching) prefetch(panel[c] + g * GROUP_BYTES + line + AHEAD);
-            }
-            if constexpr (FOUR_BITS) {
-                I32 low[C], high[C];
-                for (int c = 0; c < C; ++c) low[c] = low_nibbles(stored[c]), high[c] = high_nibbles(stored[c]);
-                four_inputs(line / 8, low);
-                four_inputs(line / 8 + 4, high);
-            } else {
-                four_inputs(line / 16, stored);
-            }
-        }
+    };
+    for (long line = 0; line < BYTES; line += 64) {
+        I32 stored[C];
         for (int c = 0; c < C; ++c) {
-            const F32 scale = load_f16(scales[c] + g * LANES);
-            for (int r = 0; r < R; ++r) {
-                const F32 own = set1(a.scales[(m + r) * groups + g]);
-                acc[r][c] = fma(mul(scale, own), to_float(exact[r][c]), acc[r][c]);
-            }
-            if constexpr (OFFSETS) {
-                const F32 offset = load_f16(offsets[c] + g * LANES);
-                for (int r = 0; r < R; ++r) {
-                    const long place = (m + r) * groups + g;
-                    acc[r][c] = fma(offset, set1(a.scales[place] * float(a.sums[place])), acc[r][c]);
-                }
-            }
+            stored[c] = load(reinterpret_cast<const int32_t*>(codes[c] + line));
+            if (fetching) prefetch(codes[c] + line + AHEAD);
+        }
+        if constexpr (FOUR_BITS) {
+            I32 low[C], high[C];
+            for (int c = 0; c < C; ++c) low[c] = low_nibbles(stored[c]), high[c] = high_nibbles(stored[c]);
+            four_inputs(line / 8, low);
+            four_inputs(line / 8 + 4, high);
+        } else {
+            four_inputs(line / 16, stored);
         }
     }
 }
 
-template <int R, int C> PHX_INLINE void tile(const QuantisedRows& a, long m, const Weight& w, long n, bool fetching, F32 (&acc)[R][C]) {
-    if (w.format == Format::Int8) {
-        tile<R, C, false, false>(a, m, w, n, fetching, acc);
-    } else if (w.offsets == nullptr) {
-        tile<R, C, true, false>(a, m, w, n, fetching, acc);
-    } else {
-        tile<R, C, true, true>(a, m, w, n, fetching, acc);
+// The same in float32: acc + sums · scales, and the offsets' share (as in llama.cpp's blocks).
+template <int R, bool OFFSETS>
+PHX_INLINE void add_group(const QuantisedRows& a, long m, long group, const f16* scales, const f16* offsets,
+                          const I32 (&exact)[R], F32 (&acc)[R]) {
+    const F32 scale = load_f16(scales);
+    for (int r = 0; r < R; ++r) {
+        const float own = a.scales[(m + r) * a.groups() + group];
+        acc[r] = fma(mul(scale, set1(own)), to_float(exact[r]), acc[r]);
+    }
+    if constexpr (OFFSETS) {
+        const F32 offset = load_f16(offsets);
+        for (int r = 0; r < R; ++r) {
+            const long place = (m + r) * a.groups() + group;
+            acc[r] = fma(offset, set1(a.scales[place] * float(a.sums[place])), acc[r]);
+        }
     }
 }
+
+// R rows by C panels.
+template <int R, int C, bool FOUR_BITS, bool OFFSETS>
+PHX_INLINE void tile(const QuantisedRows& a, long m, const Weight& w, long n, bool fetching, F32 (&acc)[R][C]) {
+    constexpr long BYTES = GROUP * LANES / (FOUR_BITS ? 2 : 1);
+    const long groups = a.groups();
+    F32 sums[C][R];
+    for (int c = 0; c < C; ++c)
+        for (int r = 0; r < R; ++r) sums[c][r] = zero();
+    for (long g = 0; g < groups; ++g) {
+        const char* codes[C];
+        for (int c = 0; c < C; ++c) codes[c] = w.panel(n + c) + g * BYTES;
+        I32 exact[R][C];
+        group_sums<R, C, FOUR_BITS, OFFSETS>(a, m, g, codes, fetching, exact);
+        for (int c = 0; c < C; ++c) {
+            I32 column[R];
+            for (int r = 0; r < R; ++r) column[r] = exact[r][c];
+            const long table = ((n + c) * groups + g) * LANES;
+            add_group<R, OFFSETS>(a, m, g, w.scales + table, OFFSETS ? w.offsets + table : nullptr, column, sums[c]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) acc[r][c] = sums[c][r];
+}
+
+// Calls work<FOUR_BITS, OFFSETS> as the weight's format has it.
+#define PHX_BY_FORMAT(w, call)                               \
+    if ((w).format == Format::Int8) {                        \
+        call(false, false);                                  \
+    } else if ((w).offsets == nullptr) {                     \
+        call(true, false);                                   \
+    } else {                                                 \
+        call(true, true);                                    \
+    }
 
 // ---- what both have in common: sharing out panels, and tiles of rows ----
 
@@ -185,7 +199,19 @@ PHX_INLINE void tile(const Rows<T>& a, long m, const Weight& w, long n, long num
 }
 template <int R, int C>
 PHX_INLINE void tile(const QuantisedRows& a, long m, const Weight& w, long n, long number, bool fetching, F32 (&acc)[R][C]) {
-    tile<R, C>(a, m, w, n, fetching && number == 0, acc);
+    fetching = fetching && number == 0;
+#define PHX_TILE(four_bits, offsets) tile<R, C, four_bits, offsets>(a, m, w, n, fetching, acc)
+    PHX_BY_FORMAT(w, PHX_TILE)
+#undef PHX_TILE
+}
+#undef PHX_BY_FORMAT
+
+// The processor works on several groups at once by itself: one panel after the other is the best order to read in.
+template <int R, class Finish>
+PHX_INLINE void stream_panel(const QuantisedRows& a, const Weight& w, long n, Finish& finish) {
+    F32 out[R][1];
+    tile<R, 1>(a, 0, w, n, 0, true, out);
+    for (int r = 0; r < R; ++r) finish(r, n * LANES, out[r][0]);
 }
 
 template <int R, int C, class A, class Finish>
@@ -216,43 +242,48 @@ void finish_block(const A& a, long first, long rows, const Weight& w, long n, Fi
     }
 }
 
-template <class T, class Finish> void stream_panels(const Rows<T>& a, long rows, const Weight& w, long n, Finish& finish) {
-    const T* panel = reinterpret_cast<const T*>(w.panel(n));
-    const long steps = w.depth / PAIR<T>;
+template <class A, class Finish> void stream_panels(const A& a, long rows, const Weight& w, long n, Finish& finish) {
     switch (rows) {
-        case 1: stream_panel<1>(a, panel, steps, n, finish); break;
-        case 2: stream_panel<2>(a, panel, steps, n, finish); break;
-        case 3: stream_panel<3>(a, panel, steps, n, finish); break;
-        default: stream_panel<4>(a, panel, steps, n, finish); break;
+        case 1: stream_panel<1>(a, w, n, finish); break;
+        case 2: stream_panel<2>(a, w, n, finish); break;
+        case 3: stream_panel<3>(a, w, n, finish); break;
+        default: stream_panel<4>(a, w, n, finish); break;
     }
 }
 
-template <class A> constexpr bool STREAMS = false;
-template <class T> constexpr bool STREAMS<Rows<T>> = true;
+// Work for threads that take it piece by piece: a long piece each, for long streams, then short ones, so that a thread
+// that was held up does not hold the others up.
+struct Pieces {
+    long count, threads, lengthy, brief;
+    Pieces(long count, long threads) : count(count), threads(threads), lengthy(count * 3 / (4 * threads)) {
+        brief = std::max<long>(1, (count - lengthy * threads) / (4 * threads));
+    }
+    long begin(long piece) const {
+        return std::min(count, piece < threads ? piece * lengthy : threads * lengthy + (piece - threads) * brief);
+    }
+};
+
+template <class A, class Finish> void product_of_few(Team& team, const A& a, long rows, const Weight& w, Finish& finish) {
+    const long unit = Finish::PAIRS ? 2 : 1;
+    const Pieces pieces(w.panels / unit, team.size());
+    for (long piece; pieces.begin(piece = team.claim(1)) < pieces.count;) {
+        for (long n = pieces.begin(piece) * unit; n < pieces.begin(piece + 1) * unit; n += unit) {
+            if constexpr (Finish::PAIRS) {
+                Held held;
+                stream_panels(a, rows, w, n, held);
+                for (long r = 0; r < rows; ++r) held.first[r] = held.last[r];
+                stream_panels(a, rows, w, n + 1, held);
+                for (long r = 0; r < rows; ++r) finish(r, n * LANES, held.first[r], held.last[r]);
+            } else {
+                stream_panels(a, rows, w, n, finish);
+            }
+        }
+    }
+}
 
 // A panel and the next are the two halves of a gated layer, so they have to meet: PAIRS.
 template <class A, class Finish> void product(Team& team, const A& a, long rows, const Weight& w, Finish finish) {
-    if constexpr (STREAMS<A>) {
-        if (rows <= FEW_ROWS) {
-            const long unit = Finish::PAIRS ? 2 : 1;
-            const long most = std::min(CHUNK_BYTES / w.panel_bytes(), w.panels / (4 * team.size()));
-            const long chunk = std::max<long>(1, most / unit) * unit;
-            for (long first; (first = team.claim(chunk)) < w.panels;) {
-                for (long n = first; n < std::min(first + chunk, w.panels); n += unit) {
-                    if constexpr (Finish::PAIRS) {
-                        Held held;
-                        stream_panels(a, rows, w, n, held);
-                        for (long r = 0; r < rows; ++r) held.first[r] = held.last[r];
-                        stream_panels(a, rows, w, n + 1, held);
-                        for (long r = 0; r < rows; ++r) finish(r, n * LANES, held.first[r], held.last[r]);
-                    } else {
-                        stream_panels(a, rows, w, n, finish);
-                    }
-                }
-            }
-            return;
-        }
-    }
+    if (rows <= FEW_ROWS) return product_of_few(team, a, rows, w, finish);
     const long pairs = (w.panels + TILE_PANELS - 1) / TILE_PANELS;
     const long R = tile_rows(a);
     const long most = std::max(R, BLOCK_BYTES / row_bytes(a) / R * R);
