@@ -18,7 +18,7 @@ from workers.request import EngineConfig
 from workers.sampling import Sampled, Sampler
 from workers.step_plan import StepPlan
 
-_NOTHING = np.empty(0, dtype=np.int64)
+_NO_ROWS = np.empty((0, 4), dtype=np.int32)
 
 
 class Runner:
@@ -55,10 +55,11 @@ class Runner:
     def run(self, plan: StepPlan) -> Sampled | None:
         """One step; the sampled tokens on ranks of the last stage, None elsewhere."""
         started = perf_counter()
-        sampler, greedy, slots = self._sampler, False, _NOTHING
+        sampler, greedy, rows, slots = self._sampler, False, _NO_ROWS, _NO_ROWS[:, 0]
         if sampler is not None:
             sampler.apply(plan)
-            slots = plan.rows[plan.rows[:, 3] > 0, 0]
+            rows = plan.rows[plan.rows[:, 3] > 0]  # of the sequences that get a token
+            slots = rows[:, 0]
             greedy = sampler.greedy(slots)
         hidden = None if self._first else self._context.receive_hidden(len(plan.tokens), self._hidden_size)
         prepared = perf_counter()
@@ -74,7 +75,6 @@ class Runner:
                 sampled = sampler.choose(*result.best)
             else:
                 assert result.logits is not None
-                rows = plan.rows[plan.rows[:, 3] > 0]
                 sampled = sampler.sample(result.logits, slots, (rows[:, 1] + rows[:, 2]).astype(np.int64))
         self.seconds["forward"] += forwarded - prepared
         self.seconds["sample"] += perf_counter() - forwarded + prepared - started

@@ -14,17 +14,20 @@ from partitioning.plan import Span
 from workers.collectives import Group
 from workers.sampling.filtered import filtered_candidates
 from workers.sampling.noise import gumbel, row_keys, token_keys
-from workers.sampling.state import SamplingState, penalised
+from workers.sampling.state import SamplingState
 from workers.step_plan import StepPlan
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """tokens [samples] int64. logprobs [rows that ask for them, 1 + 2 * n] float32: the token's own, then the n best
+    """tokens [samples]. logprobs [rows that ask for them, 1 + 2 * n] float32: the token's own, then the n best
     logprobs, then their ids, n being the most that any row asks for; no rows when none does. All on the CPU."""
 
     tokens: Tensor
     logprobs: Tensor
+
+
+_NO_LOGPROBS = torch.empty(0, 1)
 
 
 class Sampler:
@@ -44,17 +47,14 @@ class Sampler:
 
     def greedy(self, slots: npt.NDArray[np.integer[Any]]) -> bool:
         """Whether these sequences all take the likeliest token as it is, and want no logprobs."""
-        parameters = self._state.parameters[slots]
-        plain = (parameters["temperature"] <= 0) & (parameters["logprobs"] < 0) & ~penalised(parameters)
-        return bool(plain.all())
+        return bool(self._state.greedy[slots].all())
 
     def choose(self, values: npt.NDArray[np.float32], ids: npt.NDArray[np.int32]) -> Sampled:
         """The likeliest of the shards' largest logits [samples] and their ids."""
-        tokens = torch.from_numpy(ids).long()
-        if self._group.size > 1:
-            offers = np.stack([values, ids.astype(np.float32)])  # ids are exact below 2**24
-            tokens = _likeliest(self._group.all_gather(torch.from_numpy(offers)))
-        return Sampled(tokens, torch.empty(0, 1))
+        if self._group.size == 1:
+            return Sampled(torch.from_numpy(ids), _NO_LOGPROBS)
+        offers = np.stack([values, ids.astype(np.float32)])  # ids are exact below 2**24
+        return Sampled(_likeliest(self._group.all_gather(torch.from_numpy(offers))), _NO_LOGPROBS)
 
     def sample(
         self, logits: Tensor, slots: npt.NDArray[np.integer[Any]], positions: npt.NDArray[np.int64]

@@ -12,10 +12,14 @@ from workers.step_plan import ADMISSION, StepPlan
 
 
 class SamplingState:
-    """Sampling parameters by slot, and, once a sequence asks for penalties, token counts by slot and shard column."""
+    """Sampling parameters by slot, and, once a sequence asks for penalties, token counts by slot and shard column.
+
+    `greedy` [max_running]: the likeliest token as it is, and no logprobs.
+    """
 
     def __init__(self, max_running: int, vocab: Span, device: torch.device) -> None:
         self.parameters = np.zeros(max_running, dtype=ADMISSION)
+        self.greedy = np.zeros(max_running, dtype=np.bool_)
         self._vocab = vocab
         self._device = device
         self._generated: Tensor | None = None  # [max_running, shard] int32
@@ -23,8 +27,16 @@ class SamplingState:
 
     def apply(self, plan: StepPlan) -> None:
         """Takes in admissions, and counts the tokens of sequences with penalties."""
-        self.parameters[plan.admissions["slot"]] = plan.admissions
-        fresh = plan.admissions["slot"][penalised(plan.admissions)]
+        if len(plan.admissions):
+            self._admit(plan.admissions)
+        if self._generated is not None:
+            self._count_all(plan)
+
+    def _admit(self, admissions: npt.NDArray[np.void]) -> None:
+        slots, counted = admissions["slot"], penalised(admissions)
+        self.parameters[slots] = admissions
+        self.greedy[slots] = (admissions["temperature"] <= 0) & (admissions["logprobs"] < 0) & ~counted
+        fresh = slots[counted]
         if len(fresh):
             if self._generated is None:
                 shape = (len(self.parameters), len(self._vocab))
@@ -34,8 +46,8 @@ class SamplingState:
             rows = torch.from_numpy(fresh).long()
             self._generated[rows] = 0
             self._seen[rows] = False
-        if self._generated is None:
-            return
+
+    def _count_all(self, plan: StepPlan) -> None:
         slots, starts, counts, _ = plan.rows.T
         for i in np.flatnonzero(penalised(self.parameters[slots])):
             first = int(counts[:i].sum())
