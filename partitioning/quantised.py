@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from partitioning.plan import Span
+
 GROUP = 32
 _SHRINK = torch.linspace(1.0, 0.75, 11)  # ranges tried for four bits, as parts of the group's whole range
 
@@ -43,6 +45,17 @@ class Quantised:
         offsets = None if self.offsets is None else self.offsets[which]
         return type(self)(self.bits, self.codes[which], self.scales[which], offsets)
 
+    def columns(self, which: Span) -> Self:
+        """Columns that begin at a whole group."""
+        if which == Span(0, self.codes.shape[1]):
+            return self
+        if which.start % GROUP:
+            raise ValueError(f"columns {which} begin inside a group of {GROUP}")
+        codes = self.codes[:, which.start : which.stop].contiguous()
+        groups = slice(which.start // GROUP, -(-which.stop // GROUP))
+        offsets = None if self.offsets is None else self.offsets[:, groups].contiguous()
+        return type(self)(self.bits, codes, self.scales[:, groups].contiguous(), offsets)
+
     def to(self, device: torch.device) -> Self:
         offsets = None if self.offsets is None else self.offsets.to(device)
         return type(self)(self.bits, self.codes.to(device), self.scales.to(device), offsets)
@@ -65,18 +78,20 @@ def quantise(weight: Tensor, bits: int) -> Quantised:
     if bits == 8:
         scales = (grouped.abs().amax(dim=2) / 127).half()
         codes = _codes(grouped, scales, None, 255, 128)
-        return Quantised(8, codes.view(rows, -1)[:, :cols].contiguous(), scales)
+        return Quantised(8, codes.flatten(1)[:, :cols].contiguous(), scales)
     low, high = grouped.amin(dim=2), grouped.amax(dim=2)
-    if cols % GROUP and groups:  # the zeros that fill the last group up are no values of it
+    if cols % GROUP:  # the zeros that fill the last group up are no values of it
         last = grouped[:, -1, : cols % GROUP]
         low[:, -1], high[:, -1] = last.amin(dim=1), last.amax(dim=1)
+    is_value = (torch.arange(groups * GROUP) < cols).view(groups, GROUP)
     best_error: Tensor | None = None
     scales = offsets = torch.empty(0)
     for part in _SHRINK.tolist():
         middle, half = (low + high) / 2, (high - low) / 2 * part
         scale, offset = (2 * half / 15).half(), (middle - half).half()
         codes = _codes(grouped, scale, offset, 15, 0)
-        error = (scale.float().unsqueeze(2) * codes + offset.float().unsqueeze(2) - grouped).square().sum(dim=2)
+        made = scale.float().unsqueeze(2) * codes + offset.float().unsqueeze(2)
+        error = ((made - grouped).square() * is_value).sum(dim=2)
         if best_error is None:
             best_error, scales, offsets = error, scale, offset
             continue
@@ -84,7 +99,7 @@ def quantise(weight: Tensor, bits: int) -> Quantised:
         best_error = torch.where(better, error, best_error)
         scales, offsets = torch.where(better, scale, scales), torch.where(better, offset, offsets)
     codes = _codes(grouped, scales, offsets, 15, 0)
-    return Quantised(4, codes.view(rows, -1)[:, :cols].contiguous(), scales, offsets)
+    return Quantised(4, codes.flatten(1)[:, :cols].contiguous(), scales, offsets)
 
 
 def _codes(grouped: Tensor, scales: Tensor, offsets: Tensor | None, largest: int, centre: int) -> Tensor:

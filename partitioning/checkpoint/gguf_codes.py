@@ -20,32 +20,37 @@ Halves = npt.NDArray[np.float16]
 
 
 def _q8_0(data: Bytes) -> Quantised:
-    blocks = data.reshape(len(data), -1, 34)
+    blocks = _blocks(data, 34)
     codes = blocks[:, :, 2:] ^ 0x80  # signed to centred
     return _quantised(8, codes, _half(blocks[:, :, :2]))
 
 
 def _q4_0(data: Bytes) -> Quantised:
-    blocks = data.reshape(len(data), -1, 18)
+    blocks = _blocks(data, 18)
     return _quantised(4, _nibbles(blocks[:, :, 2:]), _half(blocks[:, :, :2]))
 
 
 def _q4_1(data: Bytes) -> Quantised:
-    blocks = data.reshape(len(data), -1, 20)
+    blocks = _blocks(data, 20)
     return _quantised(4, _nibbles(blocks[:, :, 4:]), _half(blocks[:, :, :2]), _half(blocks[:, :, 2:4]))
 
 
 def _q4_k(data: Bytes) -> Quantised:
-    blocks = data.reshape(len(data), -1, 144)
+    blocks = _blocks(data, 144)
     factor, least = (_half(blocks[:, :, at : at + 2]).astype(np.float32) for at in (0, 2))
     packed = blocks[:, :, 4:16]
     low, high, rest = packed[:, :, :4], packed[:, :, 4:8], packed[:, :, 8:]
     scales = np.concatenate([low & 63, (rest & 15) | (low >> 6 << 4)], axis=2)  # [rows, blocks, 8]
     offsets = np.concatenate([high & 63, (rest >> 4) | (high >> 6 << 4)], axis=2)
-    codes = _nibbles(blocks[:, :, 16:].reshape(len(data), -1, GROUP), GROUP)
+    codes = _nibbles(_blocks(blocks[:, :, 16:].reshape(len(data), blocks.shape[1] * 128), GROUP), GROUP)
     return _quantised(
         4, codes, (factor[:, :, None] * scales).astype(np.float16), (-least[:, :, None] * offsets).astype(np.float16)
     )
+
+
+def _blocks(data: Bytes, size: int) -> Bytes:
+    """[rows, blocks, size] from [rows, bytes], also where there are none."""
+    return data.reshape(len(data), data.shape[1] // size, size)
 
 
 def _half(pairs: Bytes) -> Halves:
@@ -60,12 +65,10 @@ def _nibbles(data: Bytes, apart: int = GROUP // 2) -> Bytes:
 
 
 def _quantised(bits: int, codes: Bytes, scales: Halves, offsets: Halves | None = None) -> Quantised:
-    rows = len(codes)
-
     def table(values: Halves) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values.reshape(rows, -1)))
+        return torch.from_numpy(np.ascontiguousarray(values)).flatten(1)
 
-    flat = torch.from_numpy(np.ascontiguousarray(codes.reshape(rows, -1)))
+    flat = torch.from_numpy(np.ascontiguousarray(codes)).flatten(1)
     return Quantised(bits, flat, table(scales), None if offsets is None else table(offsets))
 
 

@@ -17,7 +17,7 @@ from partitioning.checkpoint.gguf_header import read_gguf_header
 from partitioning.checkpoint.gguf_spec import ROPE_FACTORS, hf_name, read_gguf_spec
 from partitioning.checkpoint.tensors import check_tensors
 from partitioning.plan import Span
-from partitioning.quantised import Quantised
+from partitioning.quantised import GROUP, Quantised
 
 Rows = slice | npt.NDArray[np.int64]
 
@@ -48,7 +48,7 @@ class GgufFile(Checkpoint):
     def read(self, name: str, rows: Span | None = None, cols: Span | None = None) -> torch.Tensor:
         tensor = self._stored.get(name)
         if tensor is None:
-            raise CheckpointError(f"{self.spec.name} has no tensor {name}")
+            raise self._unknown(name)
         rows, cols = slice_bounds(name, tensor.shape, rows, cols)
         if cols is None:
             return self._dequantised(tensor, slice(0, 1), rows)[0]
@@ -56,16 +56,21 @@ class GgufFile(Checkpoint):
 
     def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Quantised | None:
         tensor = self._stored.get(name)
-        if tensor is None or tensor.type not in GGUF_CODES:
-            return None
+        if tensor is None:
+            raise self._unknown(name)
         rows, cols = slice_bounds(name, tensor.shape, rows, cols)
-        size, _ = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type]]
-        if cols is None or cols.start % size or cols.stop % size:
+        if tensor.type not in GGUF_CODES or cols is None or cols.start % GROUP or cols.stop % GROUP:
             return None
-        return GGUF_CODES[tensor.type](self._blocks(tensor, self._file_rows(name, rows), cols))
+        size, _ = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type]]
+        skipped = cols.start // size * size
+        blocks = GGUF_CODES[tensor.type](self._blocks(tensor, self._file_rows(name, rows), cols))
+        return blocks.columns(Span(cols.start - skipped, cols.stop - skipped))
 
     def close(self) -> None:
         self._bytes = np.empty(0, np.uint8)
+
+    def _unknown(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{self.spec.name} has no tensor {name}")
 
     def _dequantised(self, tensor: StoredTensor, rows: Rows, cols: Span) -> torch.Tensor:
         """[rows, cols] of a tensor, a vector counting as one row. Whole blocks are read, then trimmed to `cols`."""
