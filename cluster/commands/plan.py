@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.models import resolve_model
 from cluster.commands import WEIGHTS_HELP
+from cluster.models import resolve_model
 from partitioning.devices import known_devices, parse_topology
 from partitioning.model_spec import DType, ModelSpec, WeightType
 from partitioning.plan_json import plan_to_json

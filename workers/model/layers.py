@@ -27,7 +27,7 @@ class Norm:
 
 
 class Linear:
-    """x [tokens, in] → [tokens, out], with the weight as stored, [out, in]; quantised ones are expanded at each call."""
+    """x [tokens, in] → [tokens, out], with the weight [out, in]; a quantised one is expanded at each call."""
 
     def __init__(self, weight: Matrix, bias: Tensor | None = None) -> None:
         self._weight, self._bias = weight, bias

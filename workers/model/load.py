@@ -48,7 +48,9 @@ class _Loader:
             attention=Attention(
                 qkv=Linear(self._matrix(layer.qkv), None if layer.qkv_bias is None else self._on(layer.qkv_bias)),
                 out=Linear(self._matrix(layer.out)),
-                norms=None if layer.head_norms is None else tuple(map(self._norm, layer.head_norms)),
+                norms=None
+                if layer.head_norms is None
+                else (self._norm(layer.head_norms[0]), self._norm(layer.head_norms[1])),
                 heads=len(rank.heads),
                 kv_heads=len(rank.kv_heads),
                 head_dim=dim,

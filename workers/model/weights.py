@@ -74,7 +74,9 @@ class WeightReader:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         query, key = self._head_rows(rank.heads), self._head_rows(rank.kv_heads)
         parts = (("q_proj", query), ("k_proj", key), ("v_proj", key))
-        gate, up = self._alike([self._stored(f"{mlp}.{name}.weight", rows=rank.mlp) for name in ("gate_proj", "up_proj")])
+        gate, up = self._alike(
+            [self._stored(f"{mlp}.{name}.weight", rows=rank.mlp) for name in ("gate_proj", "up_proj")]
+        )
         return LayerWeights(
             window=spec.layer_windows[number],
             attention_norm=self._vector(f"{prefix}.input_layernorm.weight"),

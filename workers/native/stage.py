@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import Structure, c_float, c_int, c_int32, c_long, c_void_p
-
+from ctypes import Structure, c_float, c_int, c_long, c_void_p
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from workers.collectives import CollectiveStalled, Group
 from workers.model.rope import rotary_angles
 from workers.model.stage import StageResult
 from workers.model.weights import LayerWeights, Matrix, WeightReader
+from workers.native.interface import declare
 from workers.native.weights import PackedWeight, padded_to_lanes
 from workers.request import EngineConfig
 from workers.step_plan import StepPlan
@@ -74,23 +74,6 @@ def supports(plan: Plan, device: torch.device) -> bool:
     return device.type == "cpu" and plan.dtype in _DTYPES
 
 
-def _declare(native: ctypes.CDLL) -> None:
-    """The types of the library's functions that this folder calls: see csrc/weight.h and csrc/stage.h."""
-    signatures = {
-        "phx_weight_new": (c_void_p, c_int, c_long, c_long, c_long, c_int),
-        "phx_weight_free": (None, c_void_p),
-        "phx_weight_pack_f32": (None, c_void_p, c_void_p, c_long, c_long, c_long),
-        "phx_weight_pack_bf16": (None, c_void_p, c_void_p, c_long, c_long, c_long),
-        "phx_weight_pack_codes": (None, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_long),
-        "phx_stage_new": (c_void_p, c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_void_p),
-        "phx_stage_free": (None, c_void_p),
-        "phx_stage_run": (c_int, c_void_p, c_void_p),
-    }
-    for name, (result, *arguments) in signatures.items():
-        function = getattr(native, name)
-        function.restype, function.argtypes = result, arguments
-
-
 class NativeStage:
     """The layers of one stage, its KV cache included."""
 
@@ -103,7 +86,7 @@ class NativeStage:
         config: EngineConfig,
         group: Group,
     ) -> None:
-        _declare(native)
+        declare(native)
         self._native, self._group = native, group
         self._hidden = plan.model.hidden_size
         self._last = rank.stage == plan.pp - 1
@@ -118,7 +101,7 @@ class NativeStage:
         shape = self._shape(plan, rank, config)
         self._stage: int | None = native.phx_stage_new(ctypes.byref(shape), layers, len(layers), embedding, norm, head)
         if self._stage is None:
-            raise MemoryError("no memory for the KV cache and the activations; lower kv_cache_tokens or max_batch_tokens")
+            raise MemoryError("no memory for KV cache and activations; lower kv_cache_tokens or max_batch_tokens")
 
     def __del__(self) -> None:
         if getattr(self, "_stage", None) is not None:

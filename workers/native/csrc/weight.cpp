@@ -52,8 +52,6 @@ void phx_weight_free(Weight* weight) {
     delete weight;
 }
 
-long phx_weight_bytes(const Weight* weight) { return static_cast<long>(weight->bytes); }
-
 void phx_weight_pack_f32(Weight* weight, const float* source, long rows, long first, long step) {
     pack<float>(*weight, source, rows, first, step);
 }

@@ -49,7 +49,6 @@ extern "C" {
 // Null when there is no memory. `panels` may be more than `outputs` needs.
 phx::Weight* phx_weight_new(int format, long outputs, long inputs, long panels, int with_offsets);
 void phx_weight_free(phx::Weight* weight);
-long phx_weight_bytes(const phx::Weight* weight);
 // Row i of `rows` rows goes to lane i % 16 of panel first + i / 16 * step.
 void phx_weight_pack_f32(phx::Weight* weight, const float* source, long rows, long first, long step);
 void phx_weight_pack_bf16(phx::Weight* weight, const uint16_t* source, long rows, long first, long step);

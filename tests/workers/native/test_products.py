@@ -1,0 +1,116 @@
+"""Native products against torch's, at sizes that no vector, panel, tile or group divides."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import pytest
+import torch
+from torch import Tensor
+
+from partitioning.quantised import GROUP, Quantised, quantise
+from workers.model.weights import Matrix
+from workers.native.build import LEVELS, BuildError, build, find_compiler, processor_flags
+from workers.native.interface import declare
+from workers.native.weights import PackedWeight
+
+ROWS = (1, 2, 3, 4, 5, 12, 13, 29)
+SIZES = ((1, 1), (15, 31), (16, 32), (17, 33), (50, 75), (96, 576), (33, 1), (1, 100))
+FORMS = ("float32", "bfloat16", "int8", "int4", "centred int4")
+
+
+@pytest.fixture(scope="module", params=[level.name for level in LEVELS])
+def native(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    level = next(level for level in LEVELS if level.name == request.param)
+    if not level.needs <= processor_flags():
+        pytest.skip(f"this processor has no {level.name}")
+    try:
+        find_compiler()
+    except BuildError as error:
+        pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHALANX_NATIVE", level.name)
+        library = ctypes.CDLL(str(build()))
+    declare(library)
+    return library
+
+
+def product(native: ctypes.CDLL, parts: list[Matrix], x: Tensor, threads: int) -> Tensor:
+    packed = PackedWeight(native, parts)
+    out = torch.empty(len(x), len(parts) * parts[0].shape[0])
+    native.phx_product(packed.address, x.contiguous().data_ptr(), len(x), out.data_ptr(), threads, 1)
+    return out
+
+
+def weight(form: str, outputs: int, inputs: int, seed: int = 0) -> Matrix:
+    values = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
+    if form == "int8":
+        return quantise(values, 8)
+    if form == "int4":
+        return quantise(values, 4)
+    if form == "centred int4":
+        four = quantise(values, 4)
+        return Quantised(4, four.codes, four.scales)
+    return values.to(getattr(torch, form))
+
+
+def rounded(x: Tensor, form: str) -> Tensor:
+    """Activations as the format has them: float32, bfloat16, or 8 bits with a scale for every 32."""
+    if form == "float32":
+        return x
+    if form == "bfloat16":
+        return x.bfloat16().float()
+    groups = -(-x.shape[1] // GROUP)
+    padded = torch.nn.functional.pad(x, (0, groups * GROUP - x.shape[1])).view(len(x), groups, GROUP)
+    most = padded.abs().amax(dim=2, keepdim=True)
+    scales = torch.where(most > 0, most / 127, 1.0)
+    return ((padded / scales).round() * scales).view(len(x), -1)[:, : x.shape[1]]
+
+
+def plain(matrix: Matrix) -> Tensor:
+    return matrix.dequantise() if isinstance(matrix, Quantised) else matrix.float()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
+def test_a_product_is_that_of_the_rounded_rows_and_the_weights(
+    native: ctypes.CDLL, form: str, outputs: int, inputs: int
+) -> None:
+    matrix = weight(form, outputs, inputs)
+    for rows in ROWS:
+        x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))
+        expected = rounded(x, form) @ plain(matrix).T
+        # A value half-way between two codes may go either way: one code of one value.
+        bound = 2e-6 * inputs if form in ("float32", "bfloat16") else x.abs().max() / 127 * plain(matrix).abs().max()
+        for threads in (1, 3):
+            error = (product(native, [matrix], x, threads) - expected).abs().max()
+            assert error <= bound + 1e-5, f"{rows} rows, {threads} threads"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_panels_of_two_matrices_take_turns(native: ctypes.CDLL, form: str) -> None:
+    gate, up = weight(form, 40, 64, seed=1), weight(form, 40, 64, seed=2)
+    packed = PackedWeight(native, [gate, up])
+    x = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
+    out = torch.empty(6, 80)
+    native.phx_product(packed.address, x.data_ptr(), 6, out.data_ptr(), 2, 1)
+    alone = [product(native, [matrix], x, 1) for matrix in (gate, up)]
+    for panel in range(4):
+        torch.testing.assert_close(
+            out[:, panel * 16 : panel * 16 + 16], alone[panel % 2][:, panel // 2 * 16 : panel // 2 * 16 + 16]
+        )
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_rows_of_zeros_and_extremes_stay_finite(native: ctypes.CDLL, form: str) -> None:
+    x = torch.zeros(7, 70)
+    x[1, 3], x[2, 69], x[3] = 1e30, -1e-30, 65504.0
+    out = product(native, [weight(form, 20, 70)], x, 2)
+    assert out.isfinite().all()
+    assert (out[0] == 0).all()
+
+
+def test_some_level_fits_the_processors_that_this_is_for() -> None:
+    if platform.machine() == "x86_64":
+        assert any(level.needs <= processor_flags() for level in LEVELS)

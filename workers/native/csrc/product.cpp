@@ -1,0 +1,90 @@
+// One product on its own, for tests and measurements.
+#include <cmath>
+#include <vector>
+
+#include "gemm.h"
+#include "rows.h"
+
+using namespace phx;
+
+namespace {
+
+struct StoreOutputs {
+    static constexpr bool PAIRS = false;
+    float* out;
+    long columns;
+    PHX_INLINE void operator()(long m, long n, F32 x) const { store_some(out + m * columns + n, x, columns - n); }
+};
+
+template <class T> void multiply(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
+    std::vector<T> in(rows * w.depth);
+    for (long m = 0; m < rows; ++m)
+        for (long k = 0; k < w.inputs; ++k) in[m * w.depth + k] = convert(x[m * w.inputs + k], T{});
+    team.run([&](int) {
+        for (long i = 0; i < repeats; ++i) {
+            product(team, Rows<T>{in.data(), w.depth}, rows, w, StoreOutputs{out, w.outputs});
+            team.barrier();
+        }
+    });
+}
+
+void multiply_quantised(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
+    const long groups = w.groups();
+    std::vector<int8_t> codes(rows * w.depth);
+    std::vector<float> scales(rows * groups);
+    std::vector<int32_t> sums(rows * groups);
+    for (long m = 0; m < rows; ++m) {
+        quantise(x + m * w.inputs, w.inputs, w.depth, codes.data() + m * w.depth, scales.data() + m * groups,
+                 sums.data() + m * groups);
+    }
+    team.run([&](int) {
+        for (long i = 0; i < repeats; ++i) {
+            product(team, QuantisedRows{codes.data(), scales.data(), sums.data(), w.depth}, rows, w,
+                    StoreOutputs{out, w.outputs});
+            team.barrier();
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// out [rows, outputs] = x [rows, inputs] · weight, `repeats` times over on `threads` threads. Rows are rounded to the
+// form that the weight's format asks for, once.
+void phx_product(const Weight* weight, const float* x, long rows, float* out, int threads, long repeats) {
+    Team team(threads, true);
+    if (weight->quantised()) {
+        multiply_quantised(team, *weight, x, rows, out, repeats);
+    } else if (weight->format == Format::BFloat16) {
+        multiply<bf16>(team, *weight, x, rows, out, repeats);
+    } else {
+        multiply<float>(team, *weight, x, rows, out, repeats);
+    }
+}
+
+// Adds up `count` floats on `threads` threads, `repeats` times over: how fast this machine reads.
+float phx_read(const float* x, long count, int threads, long repeats) {
+    Team team(threads, true);
+    std::vector<float> sums(threads * 16);
+    team.run([&](int thread) {
+        for (long i = 0; i < repeats; ++i) {
+            F32 sum[4] = {zero(), zero(), zero(), zero()};
+            constexpr long step = 4 * LANES;
+            const long begin = count / step * thread / threads, end = count / step * (thread + 1) / threads;
+            for (long at = begin * step; at < end * step; at += step) {
+                for (int j = 0; j < 4; ++j) {
+                    prefetch(reinterpret_cast<const char*>(x + at + j * LANES) + AHEAD);
+                    sum[j] = add(sum[j], load(x + at + j * LANES));
+                }
+            }
+            sums[thread * 16] += phx::sum(add(add(sum[0], sum[1]), add(sum[2], sum[3])));
+            team.barrier();
+        }
+    });
+    float total = 0;
+    for (int thread = 0; thread < threads; ++thread) total += sums[thread * 16];
+    return total;
+}
+
+}  // extern "C"
