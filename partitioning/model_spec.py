@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
-# How matrices are kept. auto: in the file's own 8 or 4 bits where it has such and the float type is one of 16 bits, else
-# as floats.
+# How matrices are kept. auto: in the 8 or 4 bits of the file where it has such and the float type is one of 16 bits,
+# else as floats.
 WeightType = Literal["auto", "dense", "int8", "int4"]
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 

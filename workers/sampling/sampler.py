@@ -56,9 +56,7 @@ class Sampler:
         offers = np.stack([values, ids.astype(np.float32)])  # ids are exact below 2**24
         return Sampled(_likeliest(self._group.all_gather(torch.from_numpy(offers))), _NO_LOGPROBS)
 
-    def sample(
-        self, logits: Tensor, slots: npt.NDArray[np.integer[Any]], positions: npt.NDArray[np.int64]
-    ) -> Sampled:
+    def sample(self, logits: Tensor, slots: npt.NDArray[np.integer[Any]], positions: npt.NDArray[np.int64]) -> Sampled:
         """logits [samples, shard] float32 (used up), for the tokens at `positions` of the sequences in `slots`."""
         where = slots.astype(np.int64)
         parameters = self._state.parameters[where]
