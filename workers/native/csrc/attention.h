@@ -34,15 +34,18 @@ template <class T> struct Cache {
     long place(long block, long head, long tile) const {
         return ((block * shape.kv_heads + head) * shape.tiles() + tile) * shape.tile_elements();
     }
-    // One token's key and value for one head, head_dim floats each.
+    // One token's key and value for one head, filled up with zeros to `depth`.
     void write(long block, long offset, long head, const float* key, const float* value) const {
         constexpr long P = PAIR<T>;
         const long at = place(block, head, offset / TILE), lane = offset % TILE, depth = shape.depth();
         T* k = keys + at + lane * P;
         T* v = values + at + lane / P * depth * P + lane % P;
-        for (long d = 0; d < shape.head_dim; ++d) {
-            k[d / P * TILE * P + d % P] = convert(key[d], T{});
-            v[d * P] = convert(value[d], T{});
+        for (long d = 0; d < depth; d += LANES) {
+            T both[2][LANES];
+            store_as(both[0], load(key + d));
+            store_as(both[1], load(value + d));
+            for (long i = 0; i < LANES; i += P) std::memcpy(k + (d + i) / P * TILE * P, both[0] + i, P * sizeof(T));
+            for (long i = 0; i < LANES; ++i) v[(d + i) * P] = both[1][i];
         }
     }
 };

@@ -1,6 +1,7 @@
 // Work on single rows of activations, in float32: norms, rotation, quantisation, embedding.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "weight.h"
@@ -42,22 +43,20 @@ inline void rotate(float* x, const float* cos, const float* sin, long size) {
 // values count.
 inline void quantise(const float* x, long size, long width, int8_t* codes, float* scales, int32_t* sums) {
     for (long group = 0; group < width / GROUP; ++group) {
-        float values[GROUP] = {};
-        const long count = std::min(GROUP, size - group * GROUP);
-        if (count > 0) std::memcpy(values, x + group * GROUP, count * sizeof(float));
-        F32 low = load(values), high = load(values + LANES);
+        const float* values = x + group * GROUP;
+        float last[GROUP] = {};
+        if (size - group * GROUP < GROUP) {
+            std::memcpy(last, values, std::max<long>(0, size - group * GROUP) * sizeof(float));
+            values = last;
+        }
+        const F32 low = load(values), high = load(values + LANES);
         const F32 magnitude = max(max(low, sub(zero(), low)), max(high, sub(zero(), high)));
         const float most = largest(magnitude), inverse = most > 0 ? 127.0f / most : 0.0f;
-        int32_t rounded[GROUP];
-        store(rounded, to_int(mul(low, set1(inverse))));
-        store(rounded + LANES, to_int(mul(high, set1(inverse))));
-        int32_t total = 0;
-        for (long i = 0; i < GROUP; ++i) {
-            codes[group * GROUP + i] = int8_t(rounded[i]);
-            total += rounded[i];
-        }
+        const I32 first = to_int(mul(low, set1(inverse))), second = to_int(mul(high, set1(inverse)));
+        store_bytes(codes + group * GROUP, first);
+        store_bytes(codes + group * GROUP + LANES, second);
         scales[group] = most / 127.0f;
-        sums[group] = total;
+        sums[group] = sum(add(first, second));
     }
 }
 

@@ -48,6 +48,8 @@ PHX_INLINE void store(int32_t* p, I32 x) { _mm512_storeu_si512(p, x); }
 PHX_INLINE I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 PHX_INLINE F32 to_float(I32 x) { return _mm512_cvtepi32_ps(x); }
 PHX_INLINE I32 to_int(F32 x) { return _mm512_cvtps_epi32(x); }  // to nearest
+PHX_INLINE int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a); }
+PHX_INLINE void store_bytes(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
 template <int N> PHX_INLINE I32 shift_left(I32 x) { return _mm512_slli_epi32(x, N); }
 PHX_INLINE F32 as_float(I32 x) { return _mm512_castsi512_ps(x); }
 PHX_INLINE I32 as_int(F32 x) { return _mm512_castps_si512(x); }
@@ -115,6 +117,14 @@ PHX_INLINE F32 to_float(I32 x) { PHX_EACH(F32, __builtin_convertvector(x.part[i]
 PHX_INLINE I32 to_int(F32 x) {  // to nearest, for |x| < 2^22
     const NativeF magic = 12582912.0f - NativeF{};
     PHX_EACH(I32, (NativeI)(x.part[i] + magic) - (NativeI)magic);
+}
+PHX_INLINE int32_t sum(I32 a) {
+    int32_t total = 0;
+    for (int i = 0; i < LANES; ++i) total += a.part[i / REGISTER][i % REGISTER];
+    return total;
+}
+PHX_INLINE void store_bytes(int8_t* p, I32 x) {  // of values that fit
+    for (int i = 0; i < LANES; ++i) p[i] = int8_t(x.part[i / REGISTER][i % REGISTER]);
 }
 template <int N> PHX_INLINE I32 shift_left(I32 x) { PHX_EACH(I32, x.part[i] << N); }
 PHX_INLINE F32 as_float(I32 x) { PHX_EACH(F32, (NativeF)x.part[i]); }

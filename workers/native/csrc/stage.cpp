@@ -163,7 +163,7 @@ template <class T> class Stage final : public PhxStage {
         for (int thread = 0; thread < s.threads; ++thread) {
             few_.emplace_back(FEW_ROWS, std::max({s.hidden, s.mlp, s.heads * s.head_dim}));
             scratch_.emplace_back(most_rows_, depth_);
-            row_.emplace_back(round_up(std::max(s.hidden, 2 * s.head_dim), LANES));
+            row_.emplace_back(std::max(width_, 2 * depth_));
             best_values_.emplace_back(s.max_sequences);
             best_ids_.emplace_back(s.max_sequences);
         }
@@ -343,7 +343,8 @@ template <class T> class Stage final : public PhxStage {
         const PhxLayer& l = layers_[layer];
         const Cache<T>& cache = caches_[layer];
         const long dim = s.head_dim, half = dim / 2;
-        float* key = row_[thread].get();
+        float *key = row_[thread].get(), *value = key + depth_;
+        std::fill_n(key, 2 * depth_, 0.0f);
         const auto one = [&](long m) {
             const Chunk& chunk = chunks_[chunk_of_[m]];
             const long position = chunk.position + m - chunk.first;
@@ -367,7 +368,8 @@ template <class T> class Stage final : public PhxStage {
                 std::memcpy(key, qkv + (s.heads + head) * dim, dim * 4);
                 if (l.key_norm) normalise(key, l.key_norm, s.eps, dim, key);
                 rotate(key, cos, sin, dim);
-                cache.write(block, offset, head, key, qkv + (s.heads + s.kv_heads + head) * dim);
+                std::memcpy(value, qkv + (s.heads + s.kv_heads + head) * dim, dim * 4);
+                cache.write(block, offset, head, key, value);
             }
         };
         for (long first; (first = team_.claim(2)) < tokens_;) {
