@@ -89,7 +89,7 @@ def peak_mib() -> float:
 
 def peer_arguments(what: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--model", required=True, help="a Hugging Face folder")
+    parser.add_argument("--model", required=True, help="a Hugging Face folder, or a GGUF file for llama.cpp")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
     return parser.parse_args()
