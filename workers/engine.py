@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from partitioning.plan import Plan
 from workers.kv_cache import BlockManager
+from workers.pacing import Pacer
 from workers.parallel import ParallelContext
 from workers.request import EngineConfig, EngineLoad, Output, Request, TokenLogprob
 from workers.runner import Runner
@@ -30,6 +32,15 @@ class EngineStopped(RuntimeError):
     """The engine's loop has ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A step that has been sent, when its preparation began, and what rank 0 sampled if it is of the last stage."""
+
+    step: Step
+    started: float
+    sampled: Sampled | None
+
+
 class Engine:
     """Generates tokens for many requests at once. `submit`, `cancel`, `load` and `stop` may be called from any thread;
     `run` is the loop and has a thread of its own."""
@@ -41,15 +52,17 @@ class Engine:
         self._runner = runner
         self._context = context
         self._blocks = BlockManager(plan.kv_blocks, plan.kv_block_size, config.prefix_caching)
-        self._scheduler = Scheduler(config, self._blocks, micro_batches=plan.pp)
-        self._in_flight: deque[tuple[Step, Sampled | None]] = deque()
+        self._pacer = Pacer(config.max_stretch, micro_batches=plan.pp)
+        self._scheduler = Scheduler(config, self._blocks, self._pacer, micro_batches=plan.pp)
+        self._in_flight: deque[_InFlight] = deque()
+        self._news: list[Output] = []
         self._wake = threading.Condition()
         self._inbox: list[Request] = []
         self._cancelled: list[int] = []
         self._stopping = False
         self._generated = 0
         self._load = EngineLoad(free_blocks=self._blocks.free, total_blocks=self._blocks.num_blocks)
-        self._seconds = {"schedule": 0.0, "send": 0.0, "wait": 0.0, "commit": 0.0}
+        self._seconds = {"schedule": 0.0, "send": 0.0, "publish": 0.0, "wait": 0.0, "commit": 0.0}
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -96,21 +109,24 @@ class Engine:
     def run(self, on_outputs: Callable[[list[Output]], None]) -> None:
         """Runs steps until `stop`, calling `on_outputs` with the news of each.
 
+        The news of a step are handed over when the next plan is on its way: other ranks then need not wait for that,
+        and threads that it wakes work while the model computes.
+
         Raises:
             CollectiveStalled: a rank is gone; the replica has to be built anew.
         """
         try:
             while self._await_work():
-                outputs = self._take_inbox()
-                while len(self._in_flight) < self._pp and self._launch():
+                self._take_inbox()
+                while len(self._in_flight) < self._pp and self._launch(on_outputs):
                     pass
+                if self._news:
+                    self._hand_over(on_outputs)
                 if self._in_flight:
-                    outputs += self._finish_oldest()
-                self._publish_load()
-                if outputs:
-                    on_outputs(outputs)
+                    self._finish_oldest()
             while self._in_flight:
                 self._finish_oldest()
+            self._hand_over(on_outputs)
             self._context.send_plan(control_plan(Kind.STOP, self._scheduler.steps).pack())
         finally:
             self.stop()
@@ -142,19 +158,20 @@ class Engine:
 
     def _has_work(self) -> bool:
         scheduler = self._scheduler
-        return bool(self._inbox or self._cancelled or self._in_flight or scheduler.running or scheduler.waiting)
+        busy = self._in_flight or scheduler.running or scheduler.waiting
+        return bool(busy or self._inbox or self._cancelled or self._news)
 
-    def _take_inbox(self) -> list[Output]:
+    def _take_inbox(self) -> None:
         if not (self._inbox or self._cancelled):
-            return []
+            return
         with self._wake:
             requests, self._inbox = self._inbox, []
             cancelled, self._cancelled = self._cancelled, []
         for request in requests:
             self._scheduler.add(request)
-        return [output for key in cancelled if (output := self._scheduler.cancel(key)) is not None]
+        self._news += [output for key in cancelled if (output := self._scheduler.cancel(key)) is not None]
 
-    def _launch(self) -> bool:
+    def _launch(self, on_outputs: Callable[[list[Output]], None]) -> bool:
         started = perf_counter()
         step = self._scheduler.schedule()
         scheduled = perf_counter()
@@ -162,19 +179,24 @@ class Engine:
         if step is None:
             return False
         self._context.send_plan(step.plan.pack())
-        self._seconds["send"] += perf_counter() - scheduled
-        self._in_flight.append((step, self._runner.run(step.plan)))
+        sent = perf_counter()
+        self._hand_over(on_outputs)
+        self._seconds["send"] += sent - scheduled
+        self._seconds["publish"] += perf_counter() - sent
+        self._in_flight.append(_InFlight(step, started, self._runner.run(step.plan)))
         return True
 
-    def _finish_oldest(self) -> list[Output]:
-        step, sampled = self._in_flight.popleft()
+    def _finish_oldest(self) -> None:
+        oldest = self._in_flight.popleft()
+        step, sampled = oldest.step, oldest.sampled
         started = perf_counter()
         reporting = [s.request.sampling.logprobs for s in step.sampled if s.request.sampling.logprobs is not None]
         if sampled is None:
             sampled = self._receive(len(step.sampled), len(reporting), max(reporting, default=0))
         received = perf_counter()
         logprobs = iter(_token_logprobs(sampled.logprobs, reporting))
-        outputs = self._scheduler.commit(
+        self._pacer.finished(step.decoding, step.prompt_tokens, oldest.started, received)
+        self._news += self._scheduler.commit(
             step,
             sampled.tokens.tolist(),
             [None if s.request.sampling.logprobs is None else next(logprobs) for s in step.sampled],
@@ -182,7 +204,6 @@ class Engine:
         self._generated += len(step.sampled)
         self._seconds["wait"] += received - started
         self._seconds["commit"] += perf_counter() - received
-        return outputs
 
     def _receive(self, samples: int, reporting: int, alternatives: int) -> Sampled:
         if not samples:
@@ -191,7 +212,7 @@ class Engine:
         result = self._context.receive_result(samples + reporting * width)
         return Sampled(result[:samples].long(), result[samples:].view(reporting, width))
 
-    def _publish_load(self) -> None:
+    def _hand_over(self, on_outputs: Callable[[list[Output]], None]) -> None:
         self._load = EngineLoad(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
@@ -200,6 +221,9 @@ class Engine:
             steps=self._scheduler.steps,
             generated_tokens=self._generated,
         )
+        if self._news:
+            news, self._news = self._news, []
+            on_outputs(news)
 
 
 def _token_logprobs(table: Tensor, wanted: list[int]) -> list[TokenLogprob]:

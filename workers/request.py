@@ -90,11 +90,15 @@ class EngineLoad:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Limits of one replica's engine."""
+    """Limits of one replica's engine.
+
+    `max_stretch`: how many times as long a prompt may make the steps of sequences that decode; see `workers.pacing`.
+    """
 
     max_running: int = 64
     max_waiting: int = 1024
     max_batch_tokens: int = 512
+    max_stretch: float = 2.5
     max_model_len: int = 8192
     prefix_caching: bool = True
     collective_timeout_s: float = 120.0
