@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -55,9 +56,15 @@ class MalformedMessages(grpc.aio.ServerInterceptor):
 
         if handler.response_streaming:
 
-            async def stream(data: bytes, context: Context) -> AsyncIterator[Any]:
-                async for response in handler.unary_stream(await parsed(data, context), context):
-                    yield response
+            async def stream(data: bytes, context: Context) -> None:
+                request = await parsed(data, context)
+                responses = handler.unary_stream(request, context)
+                if inspect.isawaitable(responses):  # it writes by itself, as the health service does
+                    await responses
+                    return
+                async with aclosing(responses):
+                    async for response in responses:
+                        await context.write(response)
 
             return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 

@@ -63,6 +63,7 @@ class Generation:
         self._arrival = arrival
         self._recovery_s = recovery_s
         self._news: asyncio.Queue[tuple[_Output, _News]] = asyncio.Queue()
+        self._ahead: tuple[_Output, _News] | None = None  # taken from the queue too early
         self._running = {
             index: _Output(index, None if tokenizer is None else Detokenizer(tokenizer, job.stop))
             for index in range(len(job.samplings))
@@ -80,7 +81,7 @@ class Generation:
             for output in self._running.values():
                 self._start(output)
             while self._running:
-                output, news = await self._news.get()
+                output, news = await self._next()
                 if isinstance(news, LinkLost):
                     await self._restart(output)
                 elif news.end == replica_pb2.SEQUENCE_END_QUEUE_FULL:
@@ -140,6 +141,21 @@ class Generation:
 
     def _deliver(self, output: _Output, news: _News) -> None:
         self._news.put_nowait((output, news))
+
+    async def _next(self) -> tuple[_Output, _News]:
+        """The next news, with what has come after it for the same output: a client that is slower than its replica gets
+        several tokens in one message."""
+        output, news = self._ahead or await self._news.get()
+        self._ahead = None
+        while not (isinstance(news, LinkLost) or news.end or self._news.empty()):
+            other, later = self._news.get_nowait()
+            if other is not output or isinstance(later, LinkLost):
+                self._ahead = other, later
+                break
+            first = news.first_token_index
+            news.MergeFrom(later)
+            news.first_token_index = first
+        return output, news
 
     def _take(self, output: _Output, news: replica_pb2.SequenceNews) -> inference_pb2.GenerateResponse | None:
         first = len(output.tokens)

@@ -303,6 +303,9 @@ async def test_a_gateway_that_stops_says_so_to_those_it_leaves(model: Path) -> N
 async def test_health_and_reflection_for_tools(cluster: Served) -> None:
     assert await _health(cluster) == health_pb2.HealthCheckResponse.SERVING
     async with grpc.aio.insecure_channel(cluster.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    async with grpc.aio.insecure_channel(cluster.address) as channel:
         question = reflection_pb2.ServerReflectionRequest(list_services="")
 
         def questions() -> Iterator[reflection_pb2.ServerReflectionRequest]:
