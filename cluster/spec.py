@@ -50,6 +50,9 @@ class DeploymentSpec(BaseModel):
         Positive | None, Field(description="Longest sequence in tokens. Default: the model's, at most 8192.")
     ] = None
     max_batch_tokens: Annotated[Positive, Field(description="Tokens computed in one step at most.")] = 512
+    max_stretch: Annotated[
+        float, Field(gt=1, description="How many times as long a prompt may make the steps of running streams.")
+    ] = 2.5
     kv_block_size: Annotated[Positive, Field(description="Tokens in a KV block.")] = 16
     kv_cache_tokens: Annotated[
         Positive | None, Field(description="Size of a replica's KV cache. Default: what memory leaves.")
