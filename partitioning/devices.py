@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import inf
 
 from partitioning.plan import PlanError
-from partitioning.topology import ETHERNET, DeviceSpec, Link, NodeSpec, Topology, cpu_node, usable_cores, usable_memory
+from partitioning.topology import (
+    ETHERNET,
+    MOST_DEVICES,
+    DeviceSpec,
+    Link,
+    NodeSpec,
+    Topology,
+    cpu_node,
+    usable_cores,
+    usable_memory,
+)
 
 # Round trips of small messages in collectives: over NVLink or Infinity Fabric, and over PCIe through the host.
 _FABRIC_LATENCY = 3e-6
@@ -88,6 +99,9 @@ def parse_topology(devices: str, nodes: int = 1, network_gbit: float | None = No
     if nodes < 1:
         raise PlanError(f"nodes must be at least 1, got {nodes}")
     kinds = [_parse_node(text) for text in devices.split(",")]
+    count = nodes * sum(len(kind.devices) for kind in kinds)
+    if count > MOST_DEVICES:
+        raise PlanError(f"{count:,} devices are more than {MOST_DEVICES:,}: lower the number of nodes or devices")
     specs = tuple(
         NodeSpec(f"node-{number}", kind.devices, kind.link)
         for number, kind in enumerate(kind for kind in kinds for _ in range(nodes))
@@ -95,8 +109,8 @@ def parse_topology(devices: str, nodes: int = 1, network_gbit: float | None = No
     has_cpu = any(device.kind == "cpu" for kind in kinds for device in kind.devices)
     network = ETHERNET if has_cpu else _INFINIBAND
     if network_gbit is not None:
-        if network_gbit <= 0:
-            raise PlanError(f"the network's speed must be above 0 Gbit/s, got {network_gbit}")
+        if not 0 < network_gbit < inf:
+            raise PlanError(f"the network's speed must be a number above 0 Gbit/s, got {network_gbit}")
         network = Link(network_gbit / 8 * 1e9, network.latency)
     return Topology(specs, network)
 
@@ -109,6 +123,8 @@ def _parse_node(text: str) -> NodeSpec:
         if match is None or match[1] == "0":
             raise PlanError(f'cannot read devices {group!r}: write a count and a name, such as "8xH100" or "2xcpu"')
         count, name = int(match[1] or 1), match[2].strip()
+        if count > MOST_DEVICES:
+            raise PlanError(f"{count:,} devices on a node are more than {MOST_DEVICES:,}: write a smaller count")
         if name.lower() == "cpu":
             host = cpu_node("", count, usable_cores(), usable_memory())
             devices.extend(host.devices)

@@ -20,7 +20,8 @@ class Quantised:
     """w[row, col] = scales[row, col // 32] * codes[row, col] + offsets[row, col // 32]. Without offsets the codes are
     centred: the offset is -scale * 2**(bits - 1).
 
-    codes uint8 [rows, cols], each below 2**bits; scales and offsets float16 [rows, groups]; the last group may be short.
+    codes uint8 [rows, cols], each below 2**bits; scales and offsets float16 [rows, groups]; the last group may be
+    short.
     """
 
     bits: int

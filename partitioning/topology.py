@@ -9,7 +9,12 @@ from typing import Literal
 
 import psutil
 
+from partitioning.plan import PlanError
+
 DeviceKind = Literal["cpu", "cuda"]
+
+# A plan lists every device; a count beyond this is a slip of the keyboard rather than a machine or a cluster.
+MOST_DEVICES = 100_000
 
 # One modern server core (Zen 4 or Sapphire Rapids, AVX-512 bf16): what it reads from memory and what a bf16 GEMM
 # reaches on it, both measured on a two-core virtual machine; a socket's memory is saturated by about eight cores.
@@ -115,9 +120,15 @@ def _cgroup_words(name: str) -> list[str]:
 
 
 def cpu_node(name: str, ranks: int, cores: int, memory_bytes: int) -> NodeSpec:
-    """A CPU host whose cores and memory are shared evenly by `ranks` ranks (which may outnumber the cores)."""
+    """A CPU host whose cores and memory are shared evenly by `ranks` ranks (which may outnumber the cores).
+
+    Raises:
+        PlanError: a number of ranks that no host has.
+    """
     if ranks < 1:
-        raise ValueError(f"a node needs at least one rank, got {ranks}")
+        raise PlanError(f"a node needs at least one rank, got {ranks}: tp, pp and replicas must be at least 1")
+    if ranks > MOST_DEVICES:
+        raise PlanError(f"{ranks:,} ranks on one host are more than {MOST_DEVICES:,}: lower tp, pp or replicas")
     device = DeviceSpec(
         kind="cpu",
         name="CPU",

@@ -99,7 +99,10 @@ def plan(
         )
     text = plan_to_json(made)
     if output is not None:
-        output.write_text(text, encoding="utf-8")
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise typer.BadParameter(f"cannot write --output {output}: {error.strerror}") from error
     if json:
         typer.echo(text, nl=False)
     else:

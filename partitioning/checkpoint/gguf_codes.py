@@ -21,7 +21,7 @@ Halves = npt.NDArray[np.float16]
 
 def _q8_0(data: Bytes) -> Quantised:
     blocks = _blocks(data, 34)
-    codes = blocks[:, :, 2:] ^ 0x80  # signed to centred
+    codes = blocks[:, :, 2:] ^ np.uint8(0x80)  # signed to centred
     return _quantised(8, codes, _half(blocks[:, :, :2]))
 
 

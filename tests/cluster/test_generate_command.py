@@ -58,6 +58,10 @@ def test_text_is_streamed_to_standard_output_alone(model: Path) -> None:
         (["--prompt", "x", "--token-ids", "1"], 2, "exactly one of"),
         (["--input", "x.jsonl"], 2, "--input and --output go together"),
         (["--prompt", "x", "--pp", "4"], 1, "pp=4 stages need as many layers"),
+        (["--prompt", "x", "--tp", "0"], 2, "Invalid value for '--tp'"),
+        (["--prompt", "x", "--pp", "-1"], 2, "Invalid value for '--pp'"),
+        (["--prompt", "x", "--tp", "100000000000"], 1, "ranks on one host are more than"),
+        (["--prompt", "x", "--kv-cache-tokens", "0"], 1, "kv_cache_tokens must be at least 1"),
     ],
 )
 def test_a_wrong_option_is_one_line_about_it(model: Path, options: list[str], code: int, message: str) -> None:

@@ -85,3 +85,39 @@ def test_a_plan_that_does_not_fit_is_an_error(bare_config: Path) -> None:
 )
 def test_flags_that_contradict_each_other_are_refused(bare_config: Path, arguments: list[str]) -> None:
     assert _run(bare_config, *arguments).exit_code == 2
+
+
+HUGE = "100000000000"
+
+
+@pytest.mark.parametrize("option", ["--tp", "--pp", "--replicas", "--nodes", "--concurrency"])
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+def test_counts_below_one_are_refused_by_option(bare_config: Path, option: str, value: str) -> None:
+    assert _run(bare_config, option, value).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tp", HUGE], "ranks on one host are more than"),
+        (["--pp", HUGE], "ranks on one host are more than"),
+        (["--replicas", HUGE], "ranks on one host are more than"),
+        (["--devices", f"{HUGE}xcpu"], "devices on a node are more than"),
+        (["--devices", f"{HUGE}xH100"], "devices on a node are more than"),
+        (["--devices", "8xH100", "--nodes", HUGE], "lower the number of nodes or devices"),
+        (["--devices", "8xH100", "--network-gbit", "nan"], "a number above 0"),
+        (["--devices", "8xH100", "--network-gbit", "inf"], "a number above 0"),
+        (["--max-model-len", "0"], "max_model_len 0 must be from 1"),
+        (["--kv-cache-tokens", "-1"], "kv_cache_tokens must be at least 1"),
+    ],
+)
+def test_figures_out_of_range_are_plan_errors(bare_config: Path, arguments: list[str], message: str) -> None:
+    result = _run(bare_config, *arguments)
+    assert isinstance(result.exception, PlanError)
+    assert message in str(result.exception)
+
+
+def test_an_output_that_cannot_be_written_is_refused(bare_config: Path, tmp_path: Path) -> None:
+    result = _run(bare_config, "--tp", "2", "--devices", "8xH200", "--output", tmp_path / "missing" / "plan.json")
+    assert result.exit_code == 2
+    assert "cannot write" in result.output
