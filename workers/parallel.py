@@ -1,16 +1,15 @@
 """A rank's connections: to its stage, to the stages before and after, and to rank 0.
 
-Tensors between stages and StepPlans to other stages go rank to rank; inside a stage everything goes through its
-`Group`. All of it comes up over one TCP store that rank 0 hosts.
+Tensors between stages and StepPlans to other stages go rank to rank, through a `Channel` each; inside a stage
+everything goes through its `Group`. All of it comes up over one TCP store that rank 0 hosts.
 """
 
 from __future__ import annotations
 
+import os
 import socket
-from collections import deque
-from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,21 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from partitioning.plan import Plan
-from workers.collectives import CollectiveStalled, Group, ProcessGroup, SharedMemoryGroup, SoloGroup
+from workers.collectives import Channel, Group, ProcessChannel, ProcessGroup, SoloGroup
+from workers.collectives.channel import SharedMemoryChannel, channel_bytes
 from workers.collectives.process_group import FRAME, framed
-from workers.collectives.shared_memory import create_file, supported
+from workers.collectives.shared_file import SharedFiles, host_key
+from workers.collectives.shared_memory import SharedMemoryGroup, group_bytes
+from workers.native.library import library
 from workers.step_plan import Ints
 
-_SLOT_BYTES = 2 << 20  # larger exchanges go in pieces of this size, which also keeps them in the cache
 _PLAN, _HIDDEN, _RESULT = 1, 2, 3  # message tags
+# What may be under way between two ranks of a host. A result is some numbers for each running sequence, so it always
+# fits: the last stage must not wait for rank 0, which may be waiting to hand over hidden states.
+_CAPACITY = {_PLAN: 256 << 10, _HIDDEN: 2 << 20, _RESULT: 1 << 20}
+# A thread that waits looks for about as long as a step's Python takes, then sleeps; where other threads need its
+# core, it sleeps almost at once.
+_SPIN_US, _CROWDED_SPIN_US = 100.0, 2.0
 
 
 def open_store(host: str, timeout_s: float) -> TCPStore:
@@ -41,13 +48,29 @@ def join_store(host: str, port: int, timeout_s: float) -> TCPStore:
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
 
 
+@dataclass(frozen=True)
+class _Link:
+    """One way from a rank to another, for one kind of message."""
+
+    tag: int
+    sender: int
+    receiver: int
+
+    @property
+    def name(self) -> str:
+        return f"link{self.tag}/{self.sender}-{self.receiver}"
+
+
 class ParallelContext:
     """What one rank of a plan uses to talk to the others.
+
+    `native` says whether every rank of the replica has the native library.
 
     Args:
         store: reached by all ranks; `epoch_key` keeps one life of a replica apart from the next.
         address: of this rank, for the others to connect to.
         device: of this rank's tensors; decides between NCCL and Gloo or shared memory.
+        host: the same for ranks that can share memory, which is found out if it is not given.
     """
 
     def __init__(
@@ -59,124 +82,159 @@ class ParallelContext:
         address: str,
         device: torch.device,
         timeout_s: float,
+        host: str | None = None,
     ) -> None:
         mine = plan.ranks[rank]
         self._rank, self._tp, self._pp, self._stage = rank, plan.tp, plan.pp, mine.stage
+        self._ranks = len(plan.ranks)
         self._device = device
-        self._timeout = timedelta(seconds=timeout_s)
+        self._timeout_s = timeout_s
         self._address = address
-        self._sending: deque[tuple[Any, Tensor]] = deque()
         self._groups: list[Any] = []
         store = PrefixStore(epoch_key, store)
-        self._world: Any = None
-        self._between: Any = None
-        if plan.pp > 1:
-            self._world = self._between = self._gloo(PrefixStore("world", store), rank, len(plan.ranks))
-            if device.type == "cuda":
-                self._between = self._nccl(PrefixStore("between", store), rank, len(plan.ranks))
-        stage_store = PrefixStore(f"stage{mine.stage}", store)
-        self._control = self._host_group(stage_store, mine.tp_rank, timeout_s)
+        self._hosts = self._meet(store, host or host_key())
+        self.native = all(self._hosts)
+        here = [peer for peer, there in enumerate(self._hosts) if there == self._hosts[rank]]
+        crowded = sum(plan.ranks[peer].threads for peer in here) > (os.cpu_count() or 1)
+        self._spin_us = _CROWDED_SPIN_US if crowded else _SPIN_US
+        with SharedFiles(PrefixStore("files", store), rank) as files:
+            self._make_files(files)
+            self._control = self._host_group(files, PrefixStore(f"stage{mine.stage}", store), mine.tp_rank)
+            self._channels = self._open_channels(files, store)
         self.stage: Group = self._control
         if device.type == "cuda" and plan.tp > 1:
-            self.stage = ProcessGroup(self._nccl(PrefixStore("nccl", stage_store), mine.tp_rank, plan.tp))
+            self.stage = ProcessGroup(self._nccl(PrefixStore(f"stage{mine.stage}/nccl", store), mine.tp_rank, plan.tp))
 
     def send_plan(self, words: Ints) -> None:
         """Rank 0: hands a StepPlan to every other rank, without waiting for them."""
         message = torch.from_numpy(words)
-        for stage in range(1, self._pp):
+        if self._pp > 1:
             frame = framed(message)
-            leader = stage * self._tp
-            self._send(self._world, frame[:FRAME], leader, _PLAN)
-            if len(frame) > FRAME:
-                self._send(self._world, frame[FRAME:], leader, _PLAN)
+            for stage in range(1, self._pp):
+                channel = self._channels[_Link(_PLAN, 0, stage * self._tp)]
+                channel.send(frame[:FRAME])
+                if len(frame) > FRAME:
+                    channel.send(frame[FRAME:])
         self._control.broadcast(message)
 
     def receive_plan(self) -> Ints:
         """Other ranks: waits for the next StepPlan."""
         message = None
         if self._stage > 0 and self._rank % self._tp == 0:
-            head = self._receive(self._world, torch.empty(FRAME, dtype=torch.int32), 0, _PLAN)
+            channel = self._channels[_Link(_PLAN, 0, self._rank)]
+            head = channel.receive(torch.empty(FRAME, dtype=torch.int32))
             length = int(head[0])
             if length + 1 > FRAME:
-                rest = torch.empty(length + 1 - FRAME, dtype=torch.int32)
-                head = torch.cat([head, self._receive(self._world, rest, 0, _PLAN)])
+                head = torch.cat([head, channel.receive(torch.empty(length + 1 - FRAME, dtype=torch.int32))])
             message = head[1 : length + 1]
         words: Ints = self._control.broadcast(message).numpy()
         return words
 
     def send_hidden(self, x: Tensor) -> None:
-        """To the same place in the next stage: [tokens, hidden]."""
-        self._send(self._between, x.contiguous(), self._rank + self._tp, _HIDDEN)
+        """To the same place in the next stage: [tokens, hidden] float32."""
+        self._channels[_Link(_HIDDEN, self._rank, self._rank + self._tp)].send(x.contiguous())
 
-    def receive_hidden(self, tokens: int, hidden: int, dtype: torch.dtype) -> Tensor:
+    def receive_hidden(self, tokens: int, hidden: int) -> Tensor:
         """From the same place in the stage before."""
-        x = torch.empty(tokens, hidden, dtype=dtype, device=self._device)
-        return self._receive(self._between, x, self._rank - self._tp, _HIDDEN)
+        x = torch.empty(tokens, hidden, device=self._device)
+        return self._channels[_Link(_HIDDEN, self._rank - self._tp, self._rank)].receive(x)
 
     def send_result(self, result: Tensor) -> None:
         """The last stage's first rank: sampled tokens to rank 0, a float32 vector."""
-        self._send(self._world, result, 0, _RESULT)
+        self._channels[_Link(_RESULT, self._rank, 0)].send(result)
 
     def receive_result(self, length: int) -> Tensor:
-        return self._receive(self._world, torch.empty(length), (self._pp - 1) * self._tp, _RESULT)
+        return self._channels[_Link(_RESULT, (self._pp - 1) * self._tp, 0)].receive(torch.empty(length))
 
     def abort(self) -> None:
         """Makes what another thread is waiting for fail at once: a rank is known to be dead."""
         self._control.abort()
+        for channel in self._channels.values():
+            channel.abort()
         for group in self._groups:
             group.abort()
 
     def close(self) -> None:
-        for work, _ in self._sending:
-            with suppress(RuntimeError):  # the peer may be gone, and then so is the message's use
-                work.wait()
+        for channel in self._channels.values():
+            channel.close()
         self._control.close()
         for group in self._groups:
             group.shutdown()
 
-    def _send(self, group: Any, x: Tensor, to: int, tag: int) -> None:
-        while self._sending and self._sending[0][0].is_completed():
-            self._sending.popleft()
-        # The tensor has to live until it is sent.
-        try:
-            self._sending.append((group.send([x], to, tag), x))
-        except RuntimeError as error:
-            raise CollectiveStalled(f"rank {self._rank} could not reach rank {to}: {error}") from error
+    def _meet(self, store: Store, host: str) -> list[str]:
+        """The host of each rank, in words that only ranks of one host share; empty without the native library."""
+        store.set(f"host{self._rank}", host if library() is not None else "")
+        return [store.get(f"host{peer}").decode() for peer in range(self._ranks)]
 
-    def _receive(self, group: Any, x: Tensor, source: int, tag: int) -> Tensor:
-        try:
-            group.recv([x], source, tag).wait()
-        except RuntimeError as error:
-            raise CollectiveStalled(f"rank {self._rank} waited in vain for rank {source}: {error}") from error
-        return x
+    def _share_memory(self, *ranks: int) -> bool:
+        return len({self._hosts[rank] for rank in ranks}) == 1 and self._hosts[ranks[0]] != ""
 
-    def _host_group(self, store: Store, rank: int, timeout_s: float) -> Group:
-        """The stage's group for tensors in host memory: shared memory when all its ranks see the same."""
+    def _links(self) -> list[_Link]:
+        """All links of the replica: plans to the leaders of later stages, hidden states onwards, results back."""
+        if self._pp == 1:
+            return []
+        leaders = range(self._tp, self._ranks, self._tp)
+        plans = [_Link(_PLAN, 0, leader) for leader in leaders]
+        hidden = [_Link(_HIDDEN, rank, rank + self._tp) for rank in range(self._ranks - self._tp)]
+        return [*plans, *hidden, _Link(_RESULT, leaders[-1], 0)]
+
+    def _in_memory(self, link: _Link) -> bool:
+        """Whether a link goes through shared memory."""
+        on_host = link.tag != _HIDDEN or self._device.type == "cpu"
+        return on_host and self._share_memory(link.sender, link.receiver)
+
+    @property
+    def _stage_ranks(self) -> range:
+        return range(self._stage * self._tp, (self._stage + 1) * self._tp)
+
+    def _make_files(self, files: SharedFiles) -> None:
+        first, *others = self._stage_ranks
+        if others and self._rank == first and self._share_memory(*self._stage_ranks):
+            files.make(f"stage{self._stage}", group_bytes(self._tp), others)
+        for link in self._links():
+            if link.receiver == self._rank and self._in_memory(link):
+                files.make(link.name, channel_bytes(_CAPACITY[link.tag]), [link.sender])
+
+    def _open_channels(self, files: SharedFiles, store: Store) -> dict[_Link, Channel]:
+        """This rank's channels. The process groups of links between hosts need all ranks to make them."""
+        links = self._links()
+        gloo = nccl = None
+        if not all(self._in_memory(link) or link.tag == _HIDDEN for link in links) or (
+            self._device.type == "cpu" and not all(self._in_memory(link) for link in links)
+        ):
+            gloo = self._gloo(PrefixStore("world", store), self._rank, self._ranks)
+        if links and self._device.type == "cuda":
+            nccl = self._nccl(PrefixStore("between", store), self._rank, self._ranks)
+        channels: dict[_Link, Channel] = {}
+        for link in links:
+            if self._rank not in (link.sender, link.receiver):
+                continue
+            sends = self._rank == link.sender
+            peer = link.receiver if sends else link.sender
+            if self._in_memory(link):
+                channels[link] = SharedMemoryChannel(
+                    files.path(link.name), self._rank, peer, sends, _CAPACITY[link.tag], self._timeout_s, self._spin_us
+                )
+                files.opened(link.name)
+            else:
+                group = nccl if nccl is not None and link.tag == _HIDDEN else gloo
+                channels[link] = ProcessChannel(group, self._rank, peer, link.tag)
+        return channels
+
+    def _host_group(self, files: SharedFiles, store: Store, rank: int) -> Group:
+        """The stage's group for tensors in host memory."""
         if self._tp == 1:
             return SoloGroup()
-        path = Path()
-        if rank == 0:
-            if supported():
-                path = create_file(self._tp, _SLOT_BYTES)
-            store.set("file", str(path))
-        else:
-            path = Path(store.get("file").decode())
-        store.set(f"sees{rank}", str(int(path.is_file())))
-        everyone = all(store.get(f"sees{peer}") == b"1" for peer in range(self._tp))
-        if not everyone:
-            if rank == 0:
-                path.unlink(missing_ok=True)
+        if not self._share_memory(*self._stage_ranks):
             return ProcessGroup(self._gloo(store, rank, self._tp))
-        group = SharedMemoryGroup(path, rank, self._tp, _SLOT_BYTES, timeout_s)
-        store.set(f"open{rank}", "1")
-        if rank == 0:
-            store.wait([f"open{peer}" for peer in range(self._tp)])
-            path.unlink()
+        name = f"stage{self._stage}"
+        group = SharedMemoryGroup(files.path(name), rank, self._tp, self._timeout_s, self._spin_us)
+        files.opened(name)
         return group
 
     def _gloo(self, store: Store, rank: int, size: int) -> Any:
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._timeout = self._timeout
+        options._timeout = timedelta(seconds=self._timeout_s)
         options._devices = [ProcessGroupGloo.create_device(hostname=self._address)]
         group = ProcessGroupGloo(store, rank, size, options)
         self._groups.append(group)
@@ -187,7 +245,7 @@ class ParallelContext:
         from torch._C._distributed_c10d import ProcessGroupNCCL
 
         options = ProcessGroupNCCL.Options()
-        options._timeout = self._timeout
+        options._timeout = timedelta(seconds=self._timeout_s)
         group = ProcessGroupNCCL(store, rank, size, options)
         self._groups.append(group)
         return group

@@ -52,6 +52,9 @@ class Rank:
             return checkpoint.bytes_read
         finally:
             checkpoint.close()
+            # What is there now stays: looking through it again and again would cost a step some milliseconds.
+            gc.collect()
+            gc.freeze()
 
     @property
     def engine(self) -> Engine:
@@ -85,4 +88,5 @@ class Rank:
         if self._context is not None:
             self._context.close()
         self._engine = self._runner = self._context = self._store = None
+        gc.unfreeze()
         gc.collect()

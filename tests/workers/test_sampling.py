@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from partitioning.plan import Span
-from tests.workers.test_shared_memory import on_every_rank
+from tests.workers.test_collectives import on_every_rank
 from workers.collectives import Group, SoloGroup
 from workers.request import SamplingParams
 from workers.sampling import Sampled, Sampler
@@ -47,7 +47,7 @@ def draw(
 
     if size == 1:
         return body(SoloGroup())
-    results = on_every_rank(size, body, slot_bytes=1 << 20)
+    results = on_every_rank(size, body)
     assert all(torch.equal(result.tokens, results[0].tokens) for result in results)
     return results[0]
 

@@ -1,7 +1,17 @@
-"""Collectives inside a stage: one interface, three implementations, picked in `workers.parallel`."""
+"""Collectives inside a stage and channels between stages: one interface each, picked in `workers.parallel`."""
 
+from workers.collectives.channel import Channel, ProcessChannel, SharedMemoryChannel
 from workers.collectives.group import CollectiveStalled, Group, SoloGroup
 from workers.collectives.process_group import ProcessGroup
 from workers.collectives.shared_memory import SharedMemoryGroup
 
-__all__ = ["CollectiveStalled", "Group", "ProcessGroup", "SharedMemoryGroup", "SoloGroup"]
+__all__ = [
+    "Channel",
+    "CollectiveStalled",
+    "Group",
+    "ProcessChannel",
+    "ProcessGroup",
+    "SharedMemoryChannel",
+    "SharedMemoryGroup",
+    "SoloGroup",
+]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from partitioning.plan import Plan, RankPlan
-from workers.collectives import CollectiveStalled, Group
+from workers.collectives import Group, SharedMemoryGroup
 from workers.model.rope import rotary_angles
 from workers.model.stage import StageResult
 from workers.model.weights import LayerWeights, Matrix, WeightReader
@@ -137,7 +137,8 @@ class NativeStage:
         if self._failure is not None:
             raise self._failure
         if status != 0:
-            raise CollectiveStalled(f"an all-reduce of rank {self._group.rank} of the stage failed")
+            assert isinstance(self._group, SharedMemoryGroup)
+            raise self._group.stalled()
         return result
 
     def _shape(self, plan: Plan, rank: RankPlan, config: EngineConfig) -> _Shape:
@@ -197,6 +198,10 @@ class NativeStage:
         return self._keep(padded_to_lanes(values) if values.dim() == 1 else values.float().contiguous()).data_ptr()
 
     def _reducer(self) -> _Reducer:
+        """Ranks of one host meet in the library itself; between hosts, the stage calls back."""
+        if isinstance(self._group, SharedMemoryGroup):
+            return _Reducer(ctypes.cast(self._native.phx_all_reduce_f32, c_void_p), self._group.native)
+
         def all_reduce(_: int, address: int, count: int) -> int:
             try:
                 x = torch.frombuffer((c_float * count).from_address(address), dtype=torch.float32)
