@@ -1,9 +1,12 @@
-"""Phalanx beside its peers on this machine, in turns, as a table.
+"""Phalanx beside its peers on this machine, in turns: figures, and whether the targets are met.
 
-python -m benchmarks.compare HF_FOLDER [--vllm PYTHON] [--rounds N] [--out benchmarks/results/NAME]
+python -m benchmarks.compare HF_FOLDER [--vllm PYTHON] [--llama PYTHON --gguf FILE] [--rounds N] [--repeat N]
+    [--only ENGINE]... [--out benchmarks/results/NAME]
 
-HF_FOLDER comes from benchmarks/export_hf.py, PYTHON from benchmarks/peers/install_vllm.py. Every round runs every
-engine once, each alone, so that a busy spell of the machine meets all of them; the table has medians over all rounds.
+HF_FOLDER comes from benchmarks/export_hf.py, the Pythons from benchmarks/peers/install_*.py; FILE is written again in
+the types that are compared, into HF_FOLDER-gguf. Every round measures the machine's limits and runs every engine once,
+each alone, so that a busy spell of the machine meets all of them; the tables have medians over the rounds, and ratios
+are taken within a round.
 """
 
 from __future__ import annotations
@@ -12,89 +15,118 @@ import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-_ROOT = Path(__file__).resolve().parent.parent
-_BASE = "transformers"
+from benchmarks import measured as names
+from benchmarks.measured import Line, Measured, figures, verdicts
+from benchmarks.verdict import table
 
-Rows = dict[str, dict[str, list[dict[str, Any]]]]  # engine -> workload -> measurements
+_ROOT = Path(__file__).resolve().parent.parent
+_THREADS = 2
+_INTERPRETER = """
+import json, workers.local
+from benchmarks.workload import peak_mib
+print(json.dumps({"peak_mib": peak_mib()}))
+"""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`command` prints one JSON line for each measurement; it runs in the environment of its Python."""
+
+    model: Path
+    command: tuple[str, ...]
 
 
 def main(
     model: Annotated[Path, typer.Argument(metavar="HF_FOLDER")],
     vllm: Annotated[Path | None, typer.Option(help="The Python of vLLM's environment.")] = None,
-    rounds: int = 2,
+    llama: Annotated[Path | None, typer.Option(help="The Python of llama.cpp's environment.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="The same weights as a GGUF file, for llama.cpp.")] = None,
+    rounds: int = 3,
     repeat: int = 3,
+    only: Annotated[list[str] | None, typer.Option(help="Run these engines alone; may be given again.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write NAME.json and NAME.md.")] = None,
 ) -> None:
+    if (llama is None) != (gguf is None):
+        raise typer.BadParameter("--llama and --gguf go together")
+    engines = _engines(model, vllm)
+    if llama is not None and gguf is not None:
+        engines |= _gguf_engines(llama, gguf, model.with_name(f"{model.name}-gguf"))
+    if unknown := set(only or ()) - set(engines):
+        raise typer.BadParameter(f"no engine {', '.join(sorted(unknown))}; there are {', '.join(engines)}")
+    engines = {name: engine for name, engine in engines.items() if not only or name in only}
+    limits: list[Line] = []
+    results: list[dict[str, list[Line]]] = []
+    for number in range(rounds):
+        limits += _run(sys.executable, "-m", "benchmarks.limits", str(_THREADS))
+        results.append({})
+        for name, engine in engines.items():
+            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+            results[-1][name] = _run(*engine.command, "--repeat", str(repeat))
+    (interpreter,) = _run(sys.executable, "-c", _INTERPRETER)
+    models = {name: engine.model for name, engine in engines.items()}
+    measured = Measured(results, limits, models, interpreter["peak_mib"])
+    text = f"{figures(measured)}\n\n{table(verdicts(measured))}\n"
+    print(text)
+    if out is not None:
+        raw = {"limits": limits, "rounds": results, "interpreter_mib": measured.interpreter_mib}
+        out.with_suffix(".md").write_text(text, encoding="utf-8")
+        out.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+
+
+def _engines(model: Path, vllm: Path | None) -> dict[str, Engine]:
     engines = {
-        "Phalanx tp=1": [sys.executable, "-m", "benchmarks.serve", str(model), "--json"],
-        "Phalanx tp=2": [sys.executable, "-m", "benchmarks.serve", str(model), "--tp", "2", "--json"],
-        "Phalanx pp=2": [sys.executable, "-m", "benchmarks.serve", str(model), "--pp", "2", "--json"],
-        _BASE: [sys.executable, "-m", "benchmarks.peers.transformers_cpu", "--model", str(model)],
+        names.OWN: _own(model),
+        names.TP2: _own(model, "--tp", "2", "--threads", "1"),
+        names.PP2: _own(model, "--pp", "2", "--threads", "1"),
+        names.TRANSFORMERS: _peer(Path(sys.executable), "transformers_cpu", model),
     }
     if vllm is not None:
-        engines["vLLM"] = [str(vllm), "-m", "benchmarks.peers.vllm_cpu", "--model", str(model)]
-    rows: Rows = {name: defaultdict(list) for name in engines}
-    limits = []
-    for number in range(rounds):
-        limits += _run([sys.executable, "-m", "benchmarks.limits"])
-        for name, command in engines.items():
-            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-            for line in _run([*command, "--repeat", str(repeat)]):
-                rows[name][line.get("workload", "memory")].append(line)
-    table = _table(rows, limits)
-    print(table)
-    if out is not None:
-        out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
-        out.with_suffix(".json").write_text(json.dumps({"limits": limits, "engines": rows}, indent=1) + "\n")
+        engines[names.VLLM] = _peer(vllm, "vllm_cpu", model)
+    return engines
 
 
-def _run(command: list[str]) -> list[dict[str, Any]]:
+def _gguf_engines(llama: Path, gguf: Path, folder: Path) -> dict[str, Engine]:
+    """Writes the files of `folder` that are missing."""
+    _run(str(llama), "-m", "benchmarks.peers.requantise", str(gguf.resolve()), str(folder))
+    bf16, int8, four_bits = (folder / f"{kind}.gguf" for kind in ("bf16", "q8_0", "q4_1"))
+    return {
+        names.LLAMA: _peer(llama, "llama_cpp", bf16),
+        names.OWN_INT8: _own(int8),
+        names.LLAMA_INT8: _peer(llama, "llama_cpp", int8),
+        names.OWN_4BIT: _own(four_bits),
+        names.LLAMA_4BIT: _peer(llama, "llama_cpp", four_bits),
+    }
+
+
+def _own(model: Path, *options: str) -> Engine:
+    threads = () if options else ("--threads", str(_THREADS))
+    return Engine(model, (sys.executable, "-m", "benchmarks.serve", str(model), "--json", *threads, *options))
+
+
+def _peer(python: Path, module: str, model: Path) -> Engine:
+    threads = ("--threads", str(_THREADS))
+    return Engine(model, (str(python), "-m", f"benchmarks.peers.{module}", "--model", str(model), *threads))
+
+
+def _run(*command: str) -> list[Line]:
     env = {**os.environ, **_preload(Path(command[0]))}
     result = subprocess.run(command, cwd=_ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
 def _preload(python: Path) -> dict[str, str]:
-    """vLLM's own advice for CPUs: Intel's OpenMP, which its environment has."""
-    libraries = sorted(python.parent.parent.glob("lib/libiomp5.so"))
-    return {"LD_PRELOAD": str(libraries[0])} if libraries else {}
-
-
-def _table(rows: Rows, limits: list[dict[str, Any]]) -> str:
-    lines = [
-        "| engine | decode tok/s | TPOT ms | prefill tok/s | TTFT of 1024 ms | 32 × (128+64) tok/s | control plane "
-        "(decode / batch) | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, measured in rows.items():
-        decode, prefill, batch = (measured[kind] for kind in ("decode", "prefill", "batch"))
-        shares = [f"{_median(kind, 'control_share'):.1%}" for kind in (decode, batch) if "control_share" in kind[0]]
-        lines.append(
-            f"| {name} | {_rate(rows, name, 'decode')} | {_median(decode, 'tpot_s') * 1000:.1f} | "
-            f"{_rate(rows, name, 'prefill')} | {_median(prefill, 'ttft_s') * 1000:.0f} | "
-            f"{_rate(rows, name, 'batch')} | {' / '.join(shares) or '–'} | "
-            f"{_median(measured['memory'], 'peak_mib'):,.0f} |"
-        )
-    read, gemm = _median(limits, "read_gb_s"), _median(limits, "bf16_gflop_s")
-    lines.append(f"\nThe machine meanwhile: {read:.0f} GB/s read, {gemm:.0f} GFLOP/s in a bf16 matrix product.")
-    return "\n".join(lines)
-
-
-def _rate(rows: Rows, name: str, workload: str) -> str:
-    """Tokens a second, and how often that is the base's."""
-    own, base = (_median(rows[engine][workload], "tokens_per_s") for engine in (name, _BASE))
-    return f"{own:.1f} (×{own / base:.2f})"
-
-
-def _median(measurements: list[dict[str, Any]], key: str) -> float:
-    return median(entry[key] for entry in measurements)
+    """vLLM's own advice for CPUs: Intel's OpenMP, which its environment has, and tcmalloc, where the system has it."""
+    openmp = sorted(python.parent.parent.glob("lib/libiomp5.so"))
+    if not openmp:
+        return {}
+    malloc = sorted(Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4"))
+    return {"LD_PRELOAD": ":".join(map(str, [*malloc[:1], *openmp[:1]]))}
 
 
 if __name__ == "__main__":

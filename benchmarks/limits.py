@@ -1,30 +1,115 @@
-"""What this machine can do at this moment: python -m benchmarks.limits prints one JSON line."""
+"""What this machine can do at this moment: python -m benchmarks.limits [THREADS] prints one JSON line.
+
+read_gb_s: reading 512 MiB, gigabytes a second; bf16_gflop_s: a product of two bfloat16 matrices, billions of operations
+a second. Each is the best of several ways (`ways` has all of them), and each way the median of some repetitions: a
+limit that one way alone fails to reach would flatter whatever is compared with it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import torch
 
+_BYTES = 512 << 20  # far more than any cache
+_REPEAT = 5
+_READS = {"one stream": (1, 0), "one stream, prefetched": (1, 4096), "four streams": (4, 0)}
+_SHAPES = ((512, 576, 3072), (1024, 1536, 1536), (2048, 2048, 2048), (1024, 4096, 4096))  # rows, inputs, outputs
 
-def main(threads: int = 2) -> None:
+
+def main(threads: int) -> None:
     torch.set_num_threads(threads)
-    block = torch.ones(64 << 20)  # 256 MiB, far more than any cache
-    left = torch.randn(2048, 2048, dtype=torch.bfloat16)
-    right = torch.randn(2048, 2048, dtype=torch.bfloat16)
-    read = median(_seconds(lambda: block.sum()) for _ in range(5))
-    gemm = median(_seconds(lambda: left @ right) for _ in range(5))
-    print(json.dumps({"read_gb_s": block.nbytes / read / 1e9, "bf16_gflop_s": 2 * 2048**3 / gemm / 1e9}))
+    reads = _reads(threads)
+    products = _products()
+    ways = {
+        "read_gb_s": {name: _BYTES / seconds / 1e9 for name, seconds in reads.items()},
+        "bf16_gflop_s": {name: rate / 1e9 for name, rate in products.items()},
+    }
+    print(json.dumps({**{limit: max(rates.values()) for limit, rates in ways.items()}, "ways": ways}))
 
 
-def _seconds(work: object) -> float:
-    assert callable(work)
-    started = perf_counter()
+def _reads(threads: int) -> dict[str, float]:
+    """Seconds to read the block in each way."""
+    pages = mmap.mmap(-1, _BYTES)
+    pages.madvise(mmap.MADV_HUGEPAGE)
+    block = torch.frombuffer(pages, dtype=torch.float32)
+    block.fill_(1.0)
+    seconds = {"torch sum": _seconds(block.sum), "torch dot": _seconds(lambda: torch.dot(block, block))}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(threads) as pool:
+        read = _compiled(Path(folder))
+        if read is None:
+            print("no C compiler: reading is measured with torch alone", file=sys.stderr)
+            return seconds
+        share = _BYTES // threads
+        starts = [block.data_ptr() + number * share for number in range(threads)]
+
+        def all_threads(streams: int, ahead: int) -> None:
+            list(pool.map(lambda start: read(start, share, streams, ahead), starts))
+
+        for name, way in _READS.items():
+            seconds[name] = _seconds(partial(all_threads, *way))
+    return seconds
+
+
+def _compiled(folder: Path) -> Callable[..., object] | None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    source, target = Path(__file__).with_name("read_memory.c"), folder / "read_memory.so"
+    flags = ["-O3", "-march=native", "-mprefer-vector-width=512"] if "avx512f" in _cpu_flags() else ["-O3"]
+    subprocess.run([compiler, *flags, "-shared", "-fPIC", str(source), "-o", str(target)], check=True)
+    function = ctypes.CDLL(str(target)).read_memory
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t]
+    function.restype = ctypes.c_uint64
+    return function
+
+
+def _cpu_flags() -> set[str]:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+
+
+@torch.inference_mode()
+def _products() -> dict[str, float]:
+    """Operations a second for each shape, with the weights as they are and packed beforehand by oneDNN."""
+    rates = {}
+    for rows, inputs, outputs in _SHAPES:
+        left = torch.randn(rows, inputs, dtype=torch.bfloat16)
+        weight = torch.randn(outputs, inputs, dtype=torch.bfloat16)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        ways = {
+            "plain": partial(torch.matmul, left, weight.T),
+            "packed": partial(torch.ops.mkldnn._linear_pointwise, left, packed, None, "none", [], ""),
+        }
+        for name, product in ways.items():
+            rates[f"{rows} × {inputs} × {outputs} {name}"] = 2 * rows * inputs * outputs / _seconds(product)
+    return rates
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Median over some repetitions, each long enough for the clock, after one to warm up."""
     work()
-    return perf_counter() - started
+    times = []
+    for _ in range(_REPEAT):
+        started, count = perf_counter(), 0
+        while not count or perf_counter() - started < 0.02:
+            work()
+            count += 1
+        times.append((perf_counter() - started) / count)
+    return median(times)
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2)

@@ -1,6 +1,7 @@
 """TTFT, TPOT, throughput, peak memory, and the control plane's share of a step, for one deployment.
 
-python -m benchmarks.serve MODEL|SPEC.yaml [--tp N] [--pp N] [--dtype TYPE] [--repeat N] [--json]
+python -m benchmarks.serve MODEL|SPEC.yaml [--tp N] [--pp N] [--dtype TYPE] [--weights TYPE] [--threads N]
+    [--repeat N] [--json]
 
 Runs one replica on this machine with all its ranks, without Ray and the gateway; benchmarks/gateway.py measures these.
 """
@@ -20,14 +21,15 @@ from benchmarks.workload import WARM_UP, WORKLOADS, Measurement, Times, Workload
 from cluster.models import resolve_model
 from cluster.spec import DeploymentSpec
 from partitioning.checkpoint import open_checkpoint
-from partitioning.model_spec import DType
+from partitioning.model_spec import DType, WeightType
 from partitioning.plan import Plan
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
-from partitioning.topology import local_topology
+from partitioning.topology import ETHERNET, Topology, cpu_node, local_topology, usable_memory
 from workers.local import LocalReplica, local_replica
 from workers.request import EngineConfig, Request, SamplingParams
 
+_WIDE = Workload("batch64", 64, 64, 32)  # for the control plane's share, which the peers do not tell
 _COMPUTING = ("forward", "wait")  # the other parts of a step are the control plane's
 
 
@@ -36,20 +38,23 @@ def main(
     tp: int | None = None,
     pp: int | None = None,
     dtype: DType | None = None,
+    weights: Annotated[WeightType | None, typer.Option(help="How matrices are kept; see docs/deployment.md.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each rank. Default: its share of the cores.")] = None,
     repeat: int = 3,
     json: Annotated[bool, typer.Option("--json", help="One JSON line for each measurement.")] = False,
 ) -> None:
-    given = {key: value for key, value in (("tp", tp), ("pp", pp), ("dtype", dtype)) if value is not None}
+    fields = {"tp": tp, "pp": pp, "dtype": dtype, "weights": weights}
+    given = {key: value for key, value in fields.items() if value is not None}
     is_file = target.endswith((".yaml", ".yml"))
     spec = DeploymentSpec.read(Path(target), **given) if is_file else DeploymentSpec.of({"model": target, **given})
     if spec.auto or (spec.replicas or 1) > 1:
         raise typer.BadParameter("one replica of a given layout is measured: leave out auto and replicas")
-    plan = _plan(spec)
+    plan = _plan(spec, threads)
     config = EngineConfig(
         max_running=spec.max_running, max_batch_tokens=spec.max_batch_tokens, max_model_len=2048, prefix_caching=False
     )
     with local_replica(plan, config) as replica:
-        for workload in WORKLOADS:
+        for workload in (*WORKLOADS, _WIDE):
             _one(replica, workload, WARM_UP, plan.model.vocab_size)  # to warm up
             before = replica.engine.timings()
             results = [_one(replica, workload, number, plan.model.vocab_size) for number in range(repeat)]
@@ -61,7 +66,7 @@ def main(
     print(jsonlib.dumps({"peak_mib": memory}) if json else f"peak memory of all ranks: {memory:,.0f} MiB")
 
 
-def _plan(spec: DeploymentSpec) -> Plan:
+def _plan(spec: DeploymentSpec, threads: int | None) -> Plan:
     path = resolve_model(spec.model)
     with open_checkpoint(path) as checkpoint:
         model = checkpoint.spec
@@ -75,8 +80,13 @@ def _plan(spec: DeploymentSpec) -> Plan:
         kv_block_size=spec.kv_block_size,
         kv_cache_tokens=spec.kv_cache_tokens or 8192,
     )
-    host = local_topology(tp * pp)
+    host = local_topology(tp * pp) if threads is None else _host(tp * pp, threads)
     return make_plan(model, str(path), host, settings, tp=tp, pp=pp, layer_split=spec.layer_split)
+
+
+def _host(ranks: int, threads: int) -> Topology:
+    """This machine as if it had as many cores as `ranks` ranks of `threads` threads each would use."""
+    return Topology((cpu_node("localhost", ranks, ranks * threads, usable_memory()),), ETHERNET)
 
 
 def _one(replica: LocalReplica, workload: Workload, repetition: int, vocab_size: int) -> Measurement:
