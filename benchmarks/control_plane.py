@@ -1,4 +1,4 @@
-"""CPU time of the control plane for one step, by running and by waiting sequences: python -m benchmarks.queue
+"""CPU time of the control plane for one step, by running and by waiting sequences: python -m benchmarks.control_plane
 
 The engine, scheduler, KV blocks and StepPlans are the real ones; the model is replaced by one that answers at once, so
 that what is left is what a step costs besides computing: schedule, pack, send, commit, publish, hand over.
