@@ -171,6 +171,14 @@ void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long head
             const long place = cache.place(block, pass.kv_head, (piece + t) % per_block);
             keys[t] = cache.keys + place, values[t] = cache.values + place;
         }
+        // With few rows a piece is over before the processor has guessed where the next one lies.
+        for (long t = piece + PIECE; t < std::min(piece + 2 * PIECE, pass.last_tile); ++t) {
+            const long place = cache.place(pass.chunk.table[t / per_block], pass.kv_head, t % per_block);
+            for (long i = 0; i < shape.tile_elements(); i += 64 / long(sizeof(T))) {
+                prefetch(cache.keys + place + i);
+                prefetch(cache.values + place + i);
+            }
+        }
         long t = 0;
         for (; t + 2 <= tiles; t += 2) {
             const T* const both[2] = {keys[t], keys[t + 1]};
