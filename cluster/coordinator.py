@@ -19,11 +19,13 @@ from cluster.replica import Blueprint, ReplicaLife
 from cluster.spec import DeploymentSpec
 from cluster.topology import RayNode, ray_nodes, topology_of
 from partitioning.checkpoint import open_checkpoint
+from partitioning.host_speed import host_speed
 from partitioning.model_spec import ModelSpec
 from partitioning.plan import Plan
 from partitioning.plan_json import plan_to_json
 from partitioning.planner import auto_plan, make_plan
 from partitioning.settings import PlanSettings, plan_settings
+from partitioning.topology import usable_cores
 from workers.request import EngineConfig
 
 NAMESPACE = "phalanx"
@@ -109,8 +111,13 @@ class Coordinator:
     def _plan(self, model: ModelSpec, settings: PlanSettings, nodes: Sequence[RayNode]) -> Plan:
         spec = self._spec
         tp, pp, replicas = spec.tp or 1, spec.pp or 1, spec.replicas or 1
+        # CPU nodes are taken to be like this one: what counts for a cut is how they compare.
         topology = topology_of(
-            nodes, spec.devices, None if spec.auto else tp, None if spec.auto else tp * pp * replicas
+            nodes,
+            spec.devices,
+            None if spec.auto else tp,
+            None if spec.auto else tp * pp * replicas,
+            host_speed(usable_cores()),
         )
         if spec.auto:
             return auto_plan(

@@ -10,6 +10,7 @@ import ray
 from ray._private.state import available_resources_per_node
 
 from partitioning.devices import gpu
+from partitioning.host_speed import ASSUMED, HostSpeed
 from partitioning.plan import PlanError
 from partitioning.topology import ETHERNET, NodeSpec, Topology, cpu_node
 
@@ -56,10 +57,14 @@ def ray_nodes() -> list[RayNode]:
 
 
 def topology_of(
-    nodes: Sequence[RayNode], devices: Literal["auto", "cpu", "cuda"], tp: int | None, ranks: int | None
+    nodes: Sequence[RayNode],
+    devices: Literal["auto", "cpu", "cuda"],
+    tp: int | None,
+    ranks: int | None,
+    speed: HostSpeed = ASSUMED,
 ) -> Topology:
-    """The nodes' devices. Cores are shared out so that `ranks` ranks fit, and the `tp` ranks of a stage on one node if
-    they can; without these, every core is a device of its own.
+    """The nodes' devices; `speed` is that of a CPU node. Cores are shared out so that `ranks` ranks fit, and the `tp`
+    ranks of a stage on one node if they can; without these, every core is a device of its own.
 
     Raises:
         PlanError: GPUs were asked for and there are none, or no node has a free core.
@@ -79,7 +84,9 @@ def topology_of(
         each = [min(node.cpus, share) for node in hosts]
         if sum(each) < ranks:
             each = [node.cpus for node in hosts]
-    specs = [cpu_node(node.name, count, node.cpus, node.memory_bytes) for node, count in zip(hosts, each, strict=True)]
+    specs = [
+        cpu_node(node.name, count, node.cpus, node.memory_bytes, speed) for node, count in zip(hosts, each, strict=True)
+    ]
     return Topology(tuple(specs), ETHERNET)
 
 

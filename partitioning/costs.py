@@ -14,14 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, log2
 
-from partitioning.model_spec import DTYPE_BYTES, DType, ModelSpec
+from partitioning.model_spec import DTYPE_BYTES, DType, ModelSpec, WeightType
 from partitioning.topology import DeviceKind, DeviceSpec, Link
 
 # The share of the data sheet's figures that good kernels reach.
 _BANDWIDTH_SHARE = 0.7
 _FLOPS_SHARE = 0.5
-# Starting the dozen kernels of a layer: one CUDA graph replay, or calls into a CPU library.
-_LAYER_START: dict[DeviceKind, float] = {"cuda": 10e-6, "cpu": 50e-6}
+# What a layer costs besides its work: starting a dozen kernels, or threads that meet at barriers.
+_LAYER_START: dict[DeviceKind, float] = {"cuda": 10e-6, "cpu": 15e-6}
 # What a process holds before the first weight: the CUDA context, NCCL and captured graphs; the interpreter and torch.
 _PROCESS_BYTES: dict[DeviceKind, int] = {"cuda": 2 << 30, "cpu": 256 << 20}
 
@@ -53,6 +53,25 @@ class Load:
     context: int
 
 
+@dataclass(frozen=True)
+class ParameterBytes:
+    """Bytes of one parameter in memory: of the layers, of embedding and head, and of what is never quantised."""
+
+    layer: float
+    table: float
+    vector: float
+
+
+def parameter_bytes(dtype: DType, weights: WeightType) -> ParameterBytes:
+    """Quantised weights have 16 bits of scale (and, in 4 bits, 16 of offset) for every 32 codes. A GGUF file's own
+    blocks ("auto") are counted as if they were expanded: the most that they can take."""
+    size = DTYPE_BYTES[dtype]
+    if weights in ("auto", "dense"):
+        return ParameterBytes(size, size, size)
+    eight, four = 8.5 / 8, 5 / 8
+    return ParameterBytes(eight if weights == "int8" else four, eight, size)
+
+
 def layer_parameters(model: ModelSpec, part: Slice) -> int:
     """Parameters of one layer of a slice; the norms are whole on every rank."""
     hidden, dim = model.hidden_size, model.head_dim
@@ -63,16 +82,16 @@ def layer_parameters(model: ModelSpec, part: Slice) -> int:
     return attention + 3 * hidden * part.mlp + norms
 
 
-def weight_bytes(model: ModelSpec, dtype: DType, part: Slice) -> int:
+def weight_bytes(model: ModelSpec, stored: ParameterBytes, part: Slice) -> int:
     """Bytes of all weights of a slice; a tied embedding and head on the same rank count once."""
-    parameters = part.layers * layer_parameters(model, part)
+    size = part.layers * layer_parameters(model, part) * stored.layer
     tables = part.embeds + part.samples
     if part.embeds and part.samples and model.tied_head:
         tables = 1
-    parameters += tables * part.vocab * model.hidden_size
+    size += tables * part.vocab * model.hidden_size * stored.table
     if part.samples:
-        parameters += model.hidden_size
-    return parameters * DTYPE_BYTES[dtype]
+        size += model.hidden_size * stored.vector
+    return round(size)
 
 
 def kv_token_bytes(model: ModelSpec, dtype: DType, part: Slice) -> int:
@@ -91,26 +110,30 @@ def reserve_bytes(model: ModelSpec, dtype: DType, part: Slice, kind: DeviceKind,
     return _PROCESS_BYTES[kind] + max_batch_tokens * (activations * DTYPE_BYTES[dtype] + logits)
 
 
-def compute_seconds(model: ModelSpec, dtype: DType, part: Slice, device: DeviceSpec, load: Load) -> float:
+def compute_seconds(
+    model: ModelSpec, dtype: DType, stored: ParameterBytes, part: Slice, device: DeviceSpec, load: Load
+) -> float:
     """Seconds one rank computes in a step, communication apart."""
-    layers = part.layers * layer_seconds(model, dtype, part, device, load)
-    return layers + ends_seconds(model, dtype, part, device, load)
+    layers = part.layers * layer_seconds(model, dtype, stored, part, device, load)
+    return layers + ends_seconds(model, stored, part, device, load)
 
 
-def layer_seconds(model: ModelSpec, dtype: DType, part: Slice, device: DeviceSpec, load: Load) -> float:
+def layer_seconds(
+    model: ModelSpec, dtype: DType, stored: ParameterBytes, part: Slice, device: DeviceSpec, load: Load
+) -> float:
     """Seconds of one layer. Its bytes are the weights and the KV cache of all sequences, read once; its operations
     two for every weight and token, and four for every query head's element and attended token (two products)."""
-    size = DTYPE_BYTES[dtype]
+    size = stored.layer
     parameters = layer_parameters(model, part)
-    kv_bytes = 2 * part.kv_heads * model.head_dim * size * load.sequences * load.context
+    kv_bytes = 2 * part.kv_heads * model.head_dim * DTYPE_BYTES[dtype] * load.sequences * load.context
     attention = 4 * part.heads * model.head_dim * load.context * load.tokens
     seconds = _roofline(device, size, parameters * size + kv_bytes, 2 * parameters * load.tokens + attention)
     return seconds + _LAYER_START[device.kind]
 
 
-def ends_seconds(model: ModelSpec, dtype: DType, part: Slice, device: DeviceSpec, load: Load) -> float:
+def ends_seconds(model: ModelSpec, stored: ParameterBytes, part: Slice, device: DeviceSpec, load: Load) -> float:
     """Seconds of what a stage does besides its layers: looking up embeddings, and the LM head."""
-    size = DTYPE_BYTES[dtype]
+    size = stored.table
     seconds = 0.0
     if part.embeds:
         seconds += _roofline(device, size, load.tokens * model.hidden_size * size, 0)
@@ -120,9 +143,9 @@ def ends_seconds(model: ModelSpec, dtype: DType, part: Slice, device: DeviceSpec
     return seconds
 
 
-def _roofline(device: DeviceSpec, size: int, bytes_read: float, operations: float) -> float:
-    # The peak is that of 16-bit floats; float32 halves it.
-    peak = device.flops * _FLOPS_SHARE * 2 / size
+def _roofline(device: DeviceSpec, size: float, bytes_read: float, operations: float) -> float:
+    # The peak is that of 16-bit floats; float32 halves it, and 8 bits, which 4 become for arithmetic, double it.
+    peak = device.flops * _FLOPS_SHARE * 2 / max(size, 1)
     return max(bytes_read / (device.memory_bandwidth * _BANDWIDTH_SHARE), operations / peak)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from partitioning.plan import PlanError
@@ -103,8 +103,7 @@ def parse_topology(devices: str, nodes: int = 1, network_gbit: float | None = No
     if count > MOST_DEVICES:
         raise PlanError(f"{count:,} devices are more than {MOST_DEVICES:,}: lower the number of nodes or devices")
     specs = tuple(
-        NodeSpec(f"node-{number}", kind.devices, kind.link)
-        for number, kind in enumerate(kind for kind in kinds for _ in range(nodes))
+        replace(kind, name=f"node-{number}") for number, kind in enumerate(kind for kind in kinds for _ in range(nodes))
     )
     has_cpu = any(device.kind == "cpu" for kind in kinds for device in kind.devices)
     network = ETHERNET if has_cpu else _INFINIBAND
@@ -118,6 +117,7 @@ def parse_topology(devices: str, nodes: int = 1, network_gbit: float | None = No
 def _parse_node(text: str) -> NodeSpec:
     devices: list[DeviceSpec] = []
     links: list[Link] = []
+    cores = 0
     for group in text.split("+"):
         match = re.fullmatch(r"(?:(\d+)\s*[x×*]\s*)?([\w -]+)", group.strip(), flags=re.IGNORECASE)
         if match is None or match[1] == "0":
@@ -129,8 +129,9 @@ def _parse_node(text: str) -> NodeSpec:
             host = cpu_node("", count, usable_cores(), usable_memory())
             devices.extend(host.devices)
             links.append(host.link)
+            cores = host.cores
         else:
             device, link = gpu(name)
             devices.extend([device] * count)
             links.append(link)
-    return NodeSpec("", tuple(devices), min(links, key=lambda link: link.bandwidth))
+    return NodeSpec("", tuple(devices), min(links, key=lambda link: link.bandwidth), cores)

@@ -36,7 +36,7 @@ def room_bytes(model: ModelSpec, settings: PlanSettings, part: Slice, device: De
     """Bytes a rank has left for its KV cache; negative when not even the weights fit."""
     usable = int(device.memory_bytes * settings.memory_fraction)
     reserve = reserve_bytes(model, settings.dtype, part, device.kind, settings.max_batch_tokens)
-    return usable - reserve - weight_bytes(model, settings.dtype, part)
+    return usable - reserve - weight_bytes(model, settings.stored, part)
 
 
 def kv_blocks(model: ModelSpec, settings: PlanSettings, stages: Sequence[StageLayout]) -> int:
@@ -66,7 +66,7 @@ def check_memory(model: ModelSpec, settings: PlanSettings, stages: Sequence[Stag
     if lack == 0:
         return
     rank = layouts[worst]
-    weights = weight_bytes(model, settings.dtype, rank.part)
+    weights = weight_bytes(model, settings.stored, rank.part)
     kv = kv_token_bytes(model, settings.dtype, rank.part) * tokens
     reserve = reserve_bytes(model, settings.dtype, rank.part, rank.device.kind, settings.max_batch_tokens)
     usable = int(rank.device.memory_bytes * settings.memory_fraction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partitioning.costs import Load
+from partitioning.costs import Load, ParameterBytes, parameter_bytes
 from partitioning.model_spec import DType, ModelSpec, WeightType
 from partitioning.plan import PlanError
 
@@ -34,6 +34,10 @@ class PlanSettings:
     def needed_tokens(self) -> int:
         """Tokens of KV cache a replica cannot do without: those asked for, or one sequence of the greatest length."""
         return self.max_model_len if self.kv_cache_tokens is None else self.kv_cache_tokens
+
+    @property
+    def stored(self) -> ParameterBytes:
+        return parameter_bytes(self.dtype, self.weights)
 
     @property
     def prefill(self) -> Load:

@@ -9,7 +9,7 @@ from partitioning.costs import Slice, ends_seconds, kv_token_bytes, layer_parame
 from partitioning.cuts import cut_columns, cut_heads, cut_layers, spans
 from partitioning.layout import RankLayout, StageLayout
 from partitioning.memory import room_bytes
-from partitioning.model_spec import DTYPE_BYTES, ModelSpec
+from partitioning.model_spec import ModelSpec
 from partitioning.placement import Place
 from partitioning.plan import PlanError, Span
 from partitioning.settings import DECODE, NEW_TOKENS, PROMPT_TOKENS, PlanSettings
@@ -84,15 +84,15 @@ def _layer_spans(
         parts = [(rank.part, rank.device) for rank in dict.fromkeys(stage.ranks)]
         seconds.append(
             max(
-                chunks * layer_seconds(model, dtype, part, device, settings.prefill)
-                + NEW_TOKENS * layer_seconds(model, dtype, part, device, DECODE)
+                chunks * layer_seconds(model, dtype, settings.stored, part, device, settings.prefill)
+                + NEW_TOKENS * layer_seconds(model, dtype, settings.stored, part, device, DECODE)
                 for part, device in parts
             )
         )
         extra.append(
             max(
-                chunks * ends_seconds(model, dtype, part, device, settings.prefill)
-                + NEW_TOKENS * ends_seconds(model, dtype, part, device, DECODE)
+                chunks * ends_seconds(model, settings.stored, part, device, settings.prefill)
+                + NEW_TOKENS * ends_seconds(model, settings.stored, part, device, DECODE)
                 for part, device in parts
             )
         )
@@ -107,9 +107,9 @@ def _layers_that_fit(model: ModelSpec, settings: PlanSettings, rank: RankLayout)
     dtype = settings.dtype
     without = room_bytes(model, settings, replace(rank.part, layers=0), rank.device)
     one = replace(rank.part, layers=1)
-    layer = layer_parameters(model, one) * DTYPE_BYTES[dtype]
+    layer = layer_parameters(model, one) * settings.stored.layer
     layer += kv_token_bytes(model, dtype, one) * settings.needed_tokens
-    return max(0, without) // layer
+    return int(max(0, without) // layer)
 
 
 def _weakest(devices: Sequence[DeviceSpec]) -> DeviceSpec:

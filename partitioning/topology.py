@@ -9,18 +9,13 @@ from typing import Literal
 
 import psutil
 
+from partitioning.host_speed import ASSUMED, HostSpeed
 from partitioning.plan import PlanError
 
 DeviceKind = Literal["cpu", "cuda"]
 
 # A plan lists every device; a count beyond this is a slip of the keyboard rather than a machine or a cluster.
 MOST_DEVICES = 100_000
-
-# One modern server core (Zen 4 or Sapphire Rapids, AVX-512 bf16): what it reads from memory and what a bf16 GEMM
-# reaches on it, both measured on a two-core virtual machine; a socket's memory is saturated by about eight cores.
-_CORE_BANDWIDTH = 25e9
-_CORE_FLOPS = 200e9
-_HOST_BANDWIDTH = 200e9
 
 
 @dataclass(frozen=True)
@@ -49,11 +44,13 @@ class DeviceSpec:
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One machine: its devices, and the link between them."""
+    """One machine: its devices, and the link between them. `cores` and their `speed` are what CPU devices share."""
 
     name: str
     devices: tuple[DeviceSpec, ...]
     link: Link
+    cores: int = 0
+    speed: HostSpeed = ASSUMED
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,9 @@ class Topology:
                 cpu_node(
                     node.name,
                     each,
-                    cores=round(sum(device.flops for device in node.devices) / _CORE_FLOPS),
+                    cores=node.cores,
                     memory_bytes=sum(device.memory_bytes for device in node.devices),
+                    speed=node.speed,
                 )
                 for node in self.nodes
             ),
@@ -119,7 +117,7 @@ def _cgroup_words(name: str) -> list[str]:
     return path.read_text().split() if path.is_file() else []
 
 
-def cpu_node(name: str, ranks: int, cores: int, memory_bytes: int) -> NodeSpec:
+def cpu_node(name: str, ranks: int, cores: int, memory_bytes: int, speed: HostSpeed = ASSUMED) -> NodeSpec:
     """A CPU host whose cores and memory are shared evenly by `ranks` ranks (which may outnumber the cores).
 
     Raises:
@@ -133,13 +131,13 @@ def cpu_node(name: str, ranks: int, cores: int, memory_bytes: int) -> NodeSpec:
         kind="cpu",
         name="CPU",
         memory_bytes=memory_bytes // ranks,
-        memory_bandwidth=min(cores * _CORE_BANDWIDTH, _HOST_BANDWIDTH) / ranks,
-        flops=cores * _CORE_FLOPS / ranks,
+        memory_bandwidth=min(cores * speed.core_bandwidth, speed.host_bandwidth) / ranks,
+        flops=cores * speed.core_flops / ranks,
         threads=max(1, cores // ranks),
     )
-    return NodeSpec(name, (device,) * ranks, SHARED_MEMORY)
+    return NodeSpec(name, (device,) * ranks, SHARED_MEMORY, cores, speed)
 
 
-def local_topology(ranks: int) -> Topology:
-    """This machine's CPU, shared by `ranks` ranks."""
-    return Topology((cpu_node("localhost", ranks, usable_cores(), usable_memory()),), ETHERNET)
+def local_topology(ranks: int, speed: HostSpeed = ASSUMED) -> Topology:
+    """This machine's CPU, shared by `ranks` ranks; `speed` comes from `host_speed`."""
+    return Topology((cpu_node("localhost", ranks, usable_cores(), usable_memory(), speed),), ETHERNET)

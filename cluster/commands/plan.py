@@ -11,6 +11,7 @@ from rich.console import Console
 from cluster.commands import WEIGHTS_HELP
 from cluster.models import resolve_model
 from partitioning.devices import known_devices, parse_topology
+from partitioning.host_speed import ASSUMED, host_speed
 from partitioning.model_spec import DType, ModelSpec, WeightType
 from partitioning.plan_json import plan_to_json
 from partitioning.plan_table import TABLE_WIDTH, plan_table
@@ -54,6 +55,9 @@ def plan(
         int | None, typer.Option(help="Size of the KV cache. Default: what memory leaves.")
     ] = None,
     layer_split: Annotated[str | None, typer.Option(help="Layers of each stage, such as 10,20.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine's speed anew instead of taking what is known.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON instead of a table.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write the plan as JSON to this file.")] = None,
 ) -> None:
@@ -67,6 +71,7 @@ def plan(
         raise typer.BadParameter("--nodes and --network-gbit describe the cluster of --devices: name its devices")
     path = resolve_model(model)
     spec = _model_spec(path)
+    speed = ASSUMED if devices is not None else host_speed(usable_cores(), anew=calibrate)
     cluster = None if devices is None else parse_topology(devices, nodes, network_gbit)
     settings = plan_settings(
         spec,
@@ -80,7 +85,7 @@ def plan(
         made = auto_plan(
             spec,
             str(path),
-            cluster or local_topology(usable_cores()),
+            cluster or local_topology(usable_cores(), speed),
             settings,
             replicas=replicas,
             concurrency=concurrency,
@@ -90,7 +95,7 @@ def plan(
         made = make_plan(
             spec,
             str(path),
-            cluster or local_topology(tp * pp * replicas),
+            cluster or local_topology(tp * pp * replicas, speed),
             settings,
             tp=tp,
             pp=pp,
@@ -107,6 +112,11 @@ def plan(
         typer.echo(text, nl=False)
     else:
         Console(width=max(Console().width, TABLE_WIDTH)).print(plan_table(made))
+        if speed.measured:
+            typer.echo(
+                f"This machine, as measured: {speed.host_bandwidth / 1e9:.0f} GB/s read, {speed.core_flops / 1e9:.0f} "
+                "GFLOP/s a core in bf16 (--calibrate measures anew)"
+            )
 
 
 def _model_spec(path: Path) -> ModelSpec:
