@@ -6,7 +6,8 @@ python -m benchmarks.compare HF_FOLDER [--vllm PYTHON] [--llama PYTHON --gguf FI
 HF_FOLDER comes from benchmarks/export_hf.py, the Pythons from benchmarks/peers/install_*.py; FILE is written again in
 the types that are compared, into HF_FOLDER-gguf. Every round measures the machine's limits and runs every engine once,
 each alone, so that a busy spell of the machine meets all of them; the tables have medians over the rounds, and ratios
-are taken within a round.
+are taken within a round. Engines whose threads wait for one another by spinning lose most where others use the cores, so
+figures from a machine that is not idle say nothing; how busy it was is printed too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 
 from benchmarks import measured as names
@@ -62,19 +64,26 @@ def main(
     engines = {name: engine for name, engine in engines.items() if not only or name in only}
     limits: list[Line] = []
     results: list[dict[str, list[Line]]] = []
+    others: list[float] = []
     for number in range(rounds):
         limits += _run(sys.executable, "-m", "benchmarks.limits", str(_THREADS))
         results.append({})
         for name, engine in engines.items():
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+            others.append(_cores_in_use())
             results[-1][name] = _run(*engine.command, "--repeat", str(repeat))
     (interpreter,) = _run(sys.executable, "-c", _INTERPRETER)
     models = {name: engine.model for name, engine in engines.items()}
-    measured = Measured(results, limits, models, interpreter["peak_mib"])
+    measured = Measured(results, limits, models, interpreter["peak_mib"], max(others))
     text = f"{figures(measured)}\n\n{table(verdicts(measured))}\n"
     print(text)
     if out is not None:
-        raw = {"limits": limits, "rounds": results, "interpreter_mib": measured.interpreter_mib}
+        raw = {
+            "limits": limits,
+            "rounds": results,
+            "interpreter_mib": measured.interpreter_mib,
+            "others_cores": others,
+        }
         out.with_suffix(".md").write_text(text, encoding="utf-8")
         out.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
 
@@ -112,6 +121,11 @@ def _own(model: Path, *options: str) -> Engine:
 def _peer(python: Path, module: str, model: Path) -> Engine:
     threads = ("--threads", str(_THREADS))
     return Engine(model, (str(python), "-m", f"benchmarks.peers.{module}", "--model", str(model), *threads))
+
+
+def _cores_in_use() -> float:
+    """By whatever else runs on this machine, over a second in which nothing of ours does."""
+    return psutil.cpu_percent(interval=1.0) / 100 * (psutil.cpu_count() or 1)
 
 
 def _run(*command: str) -> list[Line]:

@@ -18,18 +18,21 @@ OWN_INT8, OWN_4BIT = "Phalanx Q8_0", "Phalanx Q4_1"
 TRANSFORMERS, VLLM, LLAMA = "transformers", "vLLM", "llama.cpp BF16"
 LLAMA_INT8, LLAMA_4BIT = "llama.cpp Q8_0", "llama.cpp Q4_1"
 _PEERS = (TRANSFORMERS, VLLM, LLAMA)  # in bfloat16
+_IDLE_CORES = 0.2
 _PROMPT = next(workload.prompt_tokens for workload in WORKLOADS if workload.name == "prefill")
 
 
 @dataclass(frozen=True)
 class Measured:
     """`rounds[r][engine]` are the engine's lines in round r, `limits[r]` the machine's in it. `models` says which file
-    or folder each engine read; `interpreter_mib` is a rank's process before it has a model."""
+    or folder each engine read; `interpreter_mib` is a rank's process before it has a model, and
+    `others_cores` how many cores others used at most, just before an engine ran."""
 
     rounds: Sequence[dict[str, list[Line]]]
     limits: Sequence[Line]
     models: dict[str, Path]
     interpreter_mib: float
+    others_cores: float
 
     @property
     def engines(self) -> list[str]:
@@ -96,8 +99,11 @@ def figures(measured: Measured) -> str:
     read, product = (median(limit[key] for limit in measured.limits) for key in ("read_gb_s", "bf16_gflop_s"))
     rows.append(
         f"\nThe machine meanwhile: {read:.1f} GB/s read, {product:.0f} GFLOP/s in bf16 products. "
-        f"A rank's process without a model: {measured.interpreter_mib:.0f} MiB."
+        f"A rank's process without a model: {measured.interpreter_mib:.0f} MiB. "
+        f"Other programs used up to {measured.others_cores:.1f} cores."
     )
+    if measured.others_cores > _IDLE_CORES:
+        rows.append("\n**The machine was not idle: repeat this before quoting it.**")
     return "\n".join(rows)
 
 

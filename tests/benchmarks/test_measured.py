@@ -26,13 +26,15 @@ def _lines(rate: float, control_share: float | None = None) -> list[Line]:
     return [*lines, {"peak_mib": 100.0}]
 
 
-def _measured(model: Path, rates: dict[str, tuple[float, ...]], control_share: float = 0.04) -> Measured:
+def _measured(
+    model: Path, rates: dict[str, tuple[float, ...]], control_share: float = 0.04, others_cores: float = 0.0
+) -> Measured:
     rounds = [
         {name: _lines(each[r], control_share if name.startswith(names.OWN) else None) for name, each in rates.items()}
         for r in range(3)
     ]
     limits: list[Line] = [{"read_gb_s": 10.0, "bf16_gflop_s": 100.0}] * 3
-    return Measured(rounds, limits, dict.fromkeys(rates, model), interpreter_mib=20.0)
+    return Measured(rounds, limits, dict.fromkeys(rates, model), interpreter_mib=20.0, others_cores=others_cores)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,11 @@ def test_every_engine_has_a_row(model: Path) -> None:
     rows = [line for line in figures(_measured(model, rates)).splitlines() if line.startswith("|")]
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| Phalanx", "| transformers"]
     assert len({row.count("|") for row in rows}) == 1
+
+
+def test_figures_of_a_busy_machine_say_so(model: Path) -> None:
+    assert "not idle" in figures(_measured(model, {names.OWN: (1.0,) * 3}, others_cores=1.0))
+    assert "not idle" not in figures(_measured(model, {names.OWN: (1.0,) * 3}))
 
 
 def test_work_of_a_token_is_that_of_its_weights(model: Path) -> None:
