@@ -6,8 +6,8 @@ python -m benchmarks.compare HF_FOLDER [--vllm PYTHON] [--llama PYTHON --gguf FI
 HF_FOLDER comes from benchmarks/export_hf.py, the Pythons from benchmarks/peers/install_*.py; FILE is written again in
 the types that are compared, into HF_FOLDER-gguf. Every round measures the machine's limits and runs every engine once,
 each alone, so that a busy spell of the machine meets all of them; the tables have medians over the rounds, and ratios
-are taken within a round. Engines whose threads wait for one another by spinning lose most where others use the cores: the
-figures of a busy machine say nothing, and how busy it was is printed with them.
+are taken within a round. Engines whose threads wait for one another by spinning lose most where others use the cores:
+the figures of a busy machine say nothing, and how busy it was is printed with them.
 """
 
 from __future__ import annotations
