@@ -31,12 +31,12 @@ class ProcessGroup:
     def broadcast(self, message: Tensor | None) -> Tensor:
         frame = framed(message) if message is not None else torch.empty(FRAME, dtype=torch.int32)
         head, rest = frame[:FRAME], frame[FRAME:]
-        self._wait(self._group.broadcast(head), "broadcast")
+        self._wait(self._group.broadcast([head]), "broadcast")
         length = int(head[0])
         if length + 1 > FRAME:
             if message is None:
                 rest = torch.empty(length + 1 - FRAME, dtype=torch.int32)
-            self._wait(self._group.broadcast(rest), "broadcast")
+            self._wait(self._group.broadcast([rest]), "broadcast")
             head = torch.cat([head, rest])
         return head[1 : length + 1]
 

@@ -1,0 +1,45 @@
+"""Where the native library cannot be had, torch and Gloo give transformers' tokens too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.oracle.references import Reference, prompts_of
+from tests.replicas import config_for, generate, plan_for, thread_replica
+from tests.tiny_models import make_tiny
+from workers.native.build import OFF, SWITCH
+from workers.native.library import library
+from workers.request import SamplingParams
+
+
+@pytest.fixture(autouse=True)
+def _no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(SWITCH, OFF)
+    library.cache_clear()
+    yield
+    library.cache_clear()
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 2)])
+def test_greedy_tokens_are_those_of_transformers(tmp_path: Path, family: str, tp: int, pp: int) -> None:
+    assert library() is None
+    path = make_tiny(tmp_path, family)
+    reference = Reference(path)
+    prompts = prompts_of((5, 41), reference.vocab_size)
+    plan = plan_for(path, tp, pp, max_batch_tokens=16)
+    with thread_replica(plan, config_for(plan, max_batch_tokens=16)) as replica:
+        results = generate(replica, prompts, SamplingParams(max_tokens=24, ignore_eos=True))
+    for prompt, (tokens, _) in zip(prompts, results, strict=True):
+        assert tokens == reference.greedy(prompt, 24)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_quantised_weights_work_without_it(tmp_path: Path, weights: str) -> None:
+    plan = plan_for(make_tiny(tmp_path, "llama"), tp=2, dtype="float32", weights=weights)
+    with thread_replica(plan, config_for(plan)) as replica:
+        ((tokens, _),) = generate(replica, [[5, 6, 7]], SamplingParams(max_tokens=12, ignore_eos=True))
+    assert len(tokens) == 12
