@@ -72,6 +72,9 @@ struct Pass {
     long kv_head, first_query_head, query_heads;
     long first_tile, last_tile;
     long part = -1;  // place of the partial result when the tiles are shared out; -1 for the whole
+
+    // In rows' worth of a tile; to read a tile's keys and values takes about as long as eight rows' arithmetic.
+    long work() const { return (last_tile - first_tile) * ((end - begin) * query_heads + 8); }
 };
 
 template <int R, int C, class T>

@@ -12,7 +12,7 @@ using namespace phx;
 
 namespace {
 
-constexpr long SPLIT_TILES = 32;  // tiles of context from which on a decode is shared out among threads
+constexpr long SPLIT_TILES = 32;  // the least tiles of context that a piece of a pass looks at
 
 float* zeros(long count) {
     void* p = mmap(nullptr, count * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -196,11 +196,11 @@ template <class T> class Stage final : public PhxStage {
         plan_passes();
     }
 
-    // Long decodes are cut along the context when there are too few of them to keep all threads busy.
+    // A pass that is much of the step's work is cut along the context, so that no thread waits for it.
     void plan_passes() {
-        passes_.clear(), parts_.clear();
+        passes_.clear(), parts_.clear(), whole_.clear();
         const long per_block = caches_.empty() ? 1 : caches_[0].shape.tiles();
-        const bool scarce = long(chunks_.size()) * s.kv_heads < 4 * s.threads && s.threads > 1;
+        long work = 0;
         for (const Chunk& chunk : chunks_) {
             long head = 0;
             for (long kv = 0; kv < s.kv_heads; ++kv) {
@@ -209,20 +209,23 @@ template <class T> class Stage final : public PhxStage {
                     const long end = std::min(begin + most, chunk.count);
                     const long last = chunk.position + end - 1;  // the last key
                     const long tiles = last / s.block_size * per_block + last % s.block_size / TILE + 1;
-                    Pass pass{chunk, begin, end, kv, head, group, 0, tiles};
-                    if (scarce && chunk.count <= FEW_ROWS && tiles >= 2 * SPLIT_TILES) {
-                        const long pieces = std::min<long>(4 * s.threads, tiles / SPLIT_TILES);
-                        for (long i = 0; i < pieces; ++i) {
-                            pass.first_tile = tiles * i / pieces, pass.last_tile = tiles * (i + 1) / pieces;
-                            pass.part = i;
-                            passes_.push_back(pass);
-                        }
-                        parts_.push_back({long(passes_.size()) - pieces, pieces});
-                    } else {
-                        passes_.push_back(pass);
-                    }
+                    whole_.push_back({chunk, begin, end, kv, head, group, 0, tiles});
+                    work += whole_.back().work();
                 }
                 head += group;
+            }
+        }
+        for (Pass& pass : whole_) {
+            const long tiles = pass.last_tile;
+            const long pieces = s.threads == 1 ? 1 : std::min(tiles / SPLIT_TILES, 4 * s.threads * pass.work() / work);
+            if (pieces < 2) {
+                passes_.push_back(pass);
+                continue;
+            }
+            parts_.push_back({long(passes_.size()), pieces});
+            for (pass.part = 0; pass.part < pieces; ++pass.part) {
+                pass.first_tile = tiles * pass.part / pieces, pass.last_tile = tiles * (pass.part + 1) / pieces;
+                passes_.push_back(pass);
             }
         }
         if (!parts_.empty()) {
@@ -555,7 +558,7 @@ template <class T> class Stage final : public PhxStage {
     long tokens_ = 0;                     // of this step
     std::vector<Chunk> chunks_;
     std::vector<long> chunk_of_, sampled_;
-    std::vector<Pass> passes_;
+    std::vector<Pass> whole_, passes_;    // before and after they are cut
     struct Part {
         long first, pieces;
     };
