@@ -89,6 +89,15 @@ def test_a_product_is_that_of_the_rounded_rows_and_the_weights(
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_products_of_more_rows_than_a_cache_holds(native: ctypes.CDLL, form: str) -> None:
+    matrix = weight(form, 75, 577)
+    x = torch.randn(1201, 577, generator=torch.Generator().manual_seed(1))
+    expected = rounded(x, form) @ plain(matrix).T
+    error = (product(native, [matrix], x, threads=2) - expected).abs().max()
+    assert error <= (2e-3 if form in ("float32", "bfloat16") else x.abs().max() / 127 * plain(matrix).abs().max())
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_panels_of_two_matrices_take_turns(native: ctypes.CDLL, form: str) -> None:
     gate, up = weight(form, 40, 64, seed=1), weight(form, 40, 64, seed=2)
     packed = PackedWeight(native, [gate, up])

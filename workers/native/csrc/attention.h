@@ -73,19 +73,42 @@ struct Pass {
     long first_tile, last_tile;
     long part = -1;  // place of the partial result when the tiles are shared out; -1 for the whole
 
+    long pieces() const { return (last_tile - first_tile + PIECE - 1) / PIECE; }
+
     // In rows' worth of a tile; to read a tile's keys and values takes about as long as eight rows' arithmetic.
     long work() const { return (last_tile - first_tile) * ((end - begin) * query_heads + 8); }
 };
 
+// The tiles that a pass looks at next.
+template <class T> struct Piece {
+    long first = 0, count = 0;
+    const T *keys[PIECE], *values[PIECE];
+
+    // Piece `number` of `pieces`, which are about as long as each other.
+    void find(const Pass& pass, const Cache<T>& cache, long number, long pieces) {
+        const long tiles = pass.last_tile - pass.first_tile, per_block = cache.shape.tiles();
+        first = pass.first_tile + tiles * number / pieces;
+        count = pass.first_tile + tiles * (number + 1) / pieces - first;
+        for (long t = 0; t < count; ++t) {
+            const long block = pass.chunk.table[(first + t) / per_block];
+            const long place = cache.place(block, pass.kv_head, (first + t) % per_block);
+            keys[t] = cache.keys + place, values[t] = cache.values + place;
+        }
+    }
+};
+
+// `ahead` are tiles to fetch meanwhile: with few rows a piece is over before the processor has guessed where the next
+// one lies.
 template <int R, int C, class T>
-PHX_INLINE void score_tiles(const T* queries, long depth, const T* const (&keys)[C], float* scores, long stride) {
+PHX_INLINE void score_tiles(const T* queries, long depth, const T* const* keys, const T* const* ahead, float* scores,
+                            long stride) {
     constexpr long P = PAIR<T>;
     F32 acc[R][C];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) acc[r][c] = zero();
     for (long k = 0; k < depth / P; ++k) {
         decltype(load_weights(queries)) w[C];
-        for (int c = 0; c < C; ++c) w[c] = load_weights(keys[c] + k * LANES * P);
+        for (int c = 0; c < C; ++c) w[c] = load_weights(keys[c] + k * LANES * P), prefetch(ahead[c] + k * LANES * P);
         for (int r = 0; r < R; ++r) {
             const auto q = spread(queries + r * depth + k * P);
             for (int c = 0; c < C; ++c) acc[r][c] = dot(acc[r][c], q, w[c]);
@@ -96,28 +119,34 @@ PHX_INLINE void score_tiles(const T* queries, long depth, const T* const (&keys)
 }
 
 template <int R, int C, class T>
-void score_rows(const T* queries, long rows, long depth, const T* const (&keys)[C], float* scores, long stride) {
+void score_rows(const T* queries, long rows, long depth, const T* const* keys, const T* const* ahead, float* scores,
+                long stride) {
     while (rows >= R) {
-        score_tiles<R, C>(queries, depth, keys, scores, stride);
+        score_tiles<R, C>(queries, depth, keys, ahead, scores, stride);
         queries += R * depth, scores += R * stride, rows -= R;
+        ahead = keys;
     }
     if constexpr (R > 1) {
-        if (rows > 0) score_rows<R - 1, C>(queries, rows, depth, keys, scores, stride);
+        if (rows > 0) score_rows<R - 1, C>(queries, rows, depth, keys, ahead, scores, stride);
     }
 }
 
 // out += weights · values, for C × 16 dimensions from `dim` on.
 template <int R, int C, class T>
-PHX_INLINE void mix_tile(const T* weights, long stride, const T* const* values, long tiles, long depth, long dim, float* out) {
+PHX_INLINE void mix_tile(const T* weights, long stride, const T* const* values, const T* const* ahead, long tiles,
+                         long depth, long dim, float* out) {
     constexpr long P = PAIR<T>;
     F32 acc[R][C];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * depth + dim + c * LANES);
     for (long t = 0; t < tiles; ++t) {
-        const T* v = values[t] + dim * P;
+        const T *v = values[t] + dim * P, *next = ahead[t] + dim * P;
         for (long k = 0; k < TILE / P; ++k) {
             decltype(load_weights(v)) w[C];
-            for (int c = 0; c < C; ++c) w[c] = load_weights(v + (k * depth + c * LANES) * P);
+            for (int c = 0; c < C; ++c) {
+                w[c] = load_weights(v + (k * depth + c * LANES) * P);
+                prefetch(next + (k * depth + c * LANES) * P);
+            }
             for (int r = 0; r < R; ++r) {
                 const auto p = spread(weights + r * stride + t * TILE + k * P);
                 for (int c = 0; c < C; ++c) acc[r][c] = dot(acc[r][c], p, w[c]);
@@ -129,31 +158,46 @@ PHX_INLINE void mix_tile(const T* weights, long stride, const T* const* values, 
 }
 
 template <int R, class T>
-void mix_rows(const T* weights, long stride, const T* const* values, long tiles, long rows, long depth, float* out) {
+void mix_rows(const T* weights, long stride, const T* const* values, const T* const* ahead, long tiles, long rows,
+              long depth, float* out) {
     while (rows >= R) {
         long dim = 0;
-        for (; dim + 2 * LANES <= depth; dim += 2 * LANES) mix_tile<R, 2>(weights, stride, values, tiles, depth, dim, out);
-        if (dim < depth) mix_tile<R, 1>(weights, stride, values, tiles, depth, dim, out);
+        for (; dim + 2 * LANES <= depth; dim += 2 * LANES) {
+            mix_tile<R, 2>(weights, stride, values, ahead, tiles, depth, dim, out);
+        }
+        if (dim < depth) mix_tile<R, 1>(weights, stride, values, ahead, tiles, depth, dim, out);
         weights += R * stride, out += R * depth, rows -= R;
+        ahead = values;
     }
     if constexpr (R > 1) {
-        if (rows > 0) mix_rows<R - 1>(weights, stride, values, tiles, rows, depth, out);
+        if (rows > 0) mix_rows<R - 1>(weights, stride, values, ahead, tiles, rows, depth, out);
     }
 }
+
+// Infinity for the first 16, -infinity for the others.
+struct Visible {
+    float limit[2 * TILE];
+    constexpr Visible() : limit() {
+        for (long i = 0; i < 2 * TILE; ++i) {
+            limit[i] = i < TILE ? std::numeric_limits<float>::infinity() : -std::numeric_limits<float>::infinity();
+        }
+    }
+};
 
 // Scores of keys a query may not look at become -infinity: later ones, those before the window, and unused places.
-inline void hide(float* scores, long first_key, long keys, long position, long window) {
-    const long begin = window ? position - window + 1 : 0;
-    for (long i = 0; i < TILE; ++i) {
-        const long key = first_key + i;
-        if (i >= keys || key > position || key < begin) scores[i] = -std::numeric_limits<float>::infinity();
-    }
+PHX_INLINE void hide(float* scores, long first_key, long keys, long position, long window) {
+    static constexpr Visible visible;
+    const long end = std::clamp(position + 1 - first_key, 0l, keys);
+    store(scores, min(load(scores), load(visible.limit + TILE - end)));
+    const long begin = window ? std::min(position - window + 1 - first_key, TILE) : 0;
+    for (long i = 0; i < begin; ++i) scores[i] = -std::numeric_limits<float>::infinity();
 }
 
-// Leaves the unnormalised sums in scratch.out, [rows, depth], with their maxima and totals.
+// Leaves the unnormalised sums in scratch.out, [rows, depth], with their maxima and totals. `next` is the pass that this
+// thread will do after this one, or null.
 template <class T>
-void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long heads, long window, float scale,
-            AttentionScratch<T>& s) {
+void attend(const Pass& pass, const Pass* next, const Cache<T>& cache, const T* queries, long heads, long window,
+            float scale, AttentionScratch<T>& s) {
     constexpr int R = TILE_ROWS;
     const CacheShape& shape = cache.shape;
     const long depth = shape.depth(), group = pass.query_heads, rows = (pass.end - pass.begin) * group;
@@ -166,34 +210,38 @@ void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long head
     std::fill(s.maximum.begin(), s.maximum.begin() + rows, -std::numeric_limits<float>::infinity());
     std::fill(s.total.begin(), s.total.begin() + rows, 0.0f);
     const long first_position = pass.chunk.position + pass.begin, last_position = pass.chunk.position + pass.end - 1;
-    for (long piece = pass.first_tile; piece < pass.last_tile; piece += PIECE) {
-        const long tiles = std::min(PIECE, pass.last_tile - piece);
-        const T *keys[PIECE], *values[PIECE];
-        for (long t = 0; t < tiles; ++t) {
-            const long block = pass.chunk.table[(piece + t) / per_block];
-            const long place = cache.place(block, pass.kv_head, (piece + t) % per_block);
-            keys[t] = cache.keys + place, values[t] = cache.values + place;
+    const F32 factor = set1(scale * LOG2_E);  // maxima and exponents are those of powers of 2
+    const long pieces = pass.pieces();
+    Piece<T> piece, ahead;
+    piece.find(pass, cache, 0, pieces);
+    for (long number = 0; number < pieces; ++number, piece = ahead) {
+        if (number + 1 < pieces) {
+            ahead.find(pass, cache, number + 1, pieces);
+        } else if (next != nullptr) {
+            ahead.find(*next, cache, 0, next->pieces());
+        } else {
+            ahead.count = 0;
         }
-        // With few rows a piece is over before the processor has guessed where the next one lies.
-        for (long t = piece + PIECE; t < std::min(piece + 2 * PIECE, pass.last_tile); ++t) {
-            const long place = cache.place(pass.chunk.table[t / per_block], pass.kv_head, t % per_block);
-            for (long i = 0; i < shape.tile_elements(); i += 64 / long(sizeof(T))) {
-                prefetch(cache.keys + place + i);
-                prefetch(cache.values + place + i);
+        const long tiles = piece.count;
+        for (long t = ahead.count; t < tiles; ++t) ahead.keys[t] = piece.keys[t], ahead.values[t] = piece.values[t];
+        for (long t = tiles; t < ahead.count; ++t) {
+            for (long i = 0; i < shape.tile_elements(); i += LANES * PAIR<T>) {
+                prefetch(ahead.keys[t] + i);
+                prefetch(ahead.values[t] + i);
             }
         }
         long t = 0;
         for (; t + 2 <= tiles; t += 2) {
-            const T* const both[2] = {keys[t], keys[t + 1]};
-            score_rows<R, 2>(s.queries.data(), rows, depth, both, s.scores.data() + t * TILE, stride);
+            float* to = s.scores.data() + t * TILE;
+            score_rows<R, 2>(s.queries.data(), rows, depth, piece.keys + t, ahead.keys + t, to, stride);
         }
         if (t < tiles) {
-            const T* const one[1] = {keys[t]};
-            score_rows<R, 1>(s.queries.data(), rows, depth, one, s.scores.data() + t * TILE, stride);
+            float* to = s.scores.data() + t * TILE;
+            score_rows<R, 1>(s.queries.data(), rows, depth, piece.keys + t, ahead.keys + t, to, stride);
         }
         for (long t = 0; t < tiles; ++t) {
-            const long in_block = (piece + t) % per_block * TILE;
-            const long first_key = (piece + t) / per_block * shape.block_size + in_block;
+            const long in_block = (piece.first + t) % per_block * TILE;
+            const long first_key = (piece.first + t) / per_block * shape.block_size + in_block;
             const long used = std::min(TILE, shape.block_size - in_block);
             const bool in_window = window == 0 || first_key > last_position - window;
             if (used == TILE && first_key + TILE <= first_position + 1 && in_window) continue;
@@ -202,22 +250,23 @@ void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long head
             }
         }
         for (long r = 0; r < rows; ++r) {
-            float* scores = s.scores.data() + r * stride;
+            const float* scores = s.scores.data() + r * stride;
             F32 best = load(scores);
             for (long t = 1; t < tiles; ++t) best = max(best, load(scores + t * TILE));
-            const float maximum = std::max(s.maximum[r], largest(best) * scale);
+            const float maximum = std::max(s.maximum[r], largest(best) * scale * LOG2_E);
             T* weights = s.weights.data() + r * stride;
             if (maximum == -std::numeric_limits<float>::infinity()) {  // nothing to see in this piece
                 std::fill(weights, weights + tiles * TILE, T{});
                 continue;
             }
+            const F32 shift = set1(-maximum);
             F32 total = zero();
             for (long t = 0; t < tiles; ++t) {
-                F32 p = exp(sub(mul(load(scores + t * TILE), set1(scale)), set1(maximum)));
+                const F32 p = exp2<EXP_TERMS<T>>(fma(load(scores + t * TILE), factor, shift));
                 store_as(weights + t * TILE, p);
                 total = add(total, p);
             }
-            const float fade = s.maximum[r] == maximum ? 1.0f : std::exp(s.maximum[r] - maximum);
+            const float fade = s.maximum[r] == maximum ? 1.0f : std::exp2(s.maximum[r] - maximum);
             s.total[r] = s.total[r] * fade + sum(total);
             s.maximum[r] = maximum;
             if (fade != 1.0f) {
@@ -225,7 +274,7 @@ void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long head
                 for (long d = 0; d < depth; d += LANES) store(out + d, mul(load(out + d), set1(fade)));
             }
         }
-        mix_rows<R>(s.weights.data(), stride, values, tiles, rows, depth, s.out.data());
+        mix_rows<R>(s.weights.data(), stride, piece.values, ahead.values, tiles, rows, depth, s.out.data());
     }
 }
 

@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "gemm.h"
-#include "rows.h"
 
 using namespace phx;
 
@@ -17,12 +16,18 @@ struct StoreOutputs {
 };
 
 template <class T> void multiply(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
-    std::vector<T> in(rows * w.depth);
-    for (long m = 0; m < rows; ++m)
-        for (long k = 0; k < w.inputs; ++k) in[m * w.depth + k] = convert(x[m * w.inputs + k], T{});
-    team.run([&](int) {
+    std::vector<T> values(rows * w.depth);
+    const Rows<T> in{values.data(), w.depth, Tiles(rows, TILE_ROWS)};
+    for (long m = 0; m < rows; ++m) {
+        for (long k = 0; k < w.inputs; k += LANES) {
+            float some[LANES] = {};
+            std::copy_n(x + m * w.inputs + k, std::min<long>(LANES, w.inputs - k), some);
+            in.put(m, k, load(some), w.inputs - k);
+        }
+    }
+    team.run([&](int thread) {
         for (long i = 0; i < repeats; ++i) {
-            product(team, Rows<T>{in.data(), w.depth}, rows, w, StoreOutputs{out, w.outputs});
+            product(team, thread, in, rows, w, StoreOutputs{out, w.outputs});
             team.barrier();
         }
     });
@@ -31,16 +36,13 @@ template <class T> void multiply(Team& team, const Weight& w, const float* x, lo
 void multiply_quantised(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
     const long groups = w.groups();
     std::vector<int8_t> codes(rows * w.depth);
-    std::vector<float> scales(rows * groups);
-    std::vector<int32_t> sums(rows * groups);
-    for (long m = 0; m < rows; ++m) {
-        quantise(x + m * w.inputs, w.inputs, w.depth, codes.data() + m * w.depth, scales.data() + m * groups,
-                 sums.data() + m * groups);
-    }
-    team.run([&](int) {
+    std::vector<float> scales(rows * groups), weighted(rows * groups);
+    std::vector<int32_t> starts(rows * groups);
+    const QuantisedRows in{codes.data(), scales.data(), weighted.data(), starts.data(), w.depth, Tiles(rows, TILE_ROWS_INT)};
+    for (long m = 0; m < rows; ++m) quantise(x + m * w.inputs, w.inputs, w.centre(), in, m);
+    team.run([&](int thread) {
         for (long i = 0; i < repeats; ++i) {
-            product(team, QuantisedRows{codes.data(), scales.data(), sums.data(), w.depth}, rows, w,
-                    StoreOutputs{out, w.outputs});
+            product(team, thread, in, rows, w, StoreOutputs{out, w.outputs});
             team.barrier();
         }
     });

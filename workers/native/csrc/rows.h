@@ -39,10 +39,60 @@ inline void rotate(float* x, const float* cos, const float* sin, long size) {
     }
 }
 
-// One row as int8 with a scale and the sum of the codes for every 32 values; `width` is a multiple of 32, `size` of the
-// values count.
-inline void quantise(const float* x, long size, long width, int8_t* codes, float* scales, int32_t* sums) {
-    for (long group = 0; group < width / GROUP; ++group) {
+#if defined(__AVX512F__)
+constexpr int TILE_ROWS = 12, TILE_ROWS_INT = 6;
+#else
+constexpr int TILE_ROWS = 4, TILE_ROWS_INT = 2;
+#endif
+
+// A batch's rows, cut into tiles of equal height, which a product keeps in registers; the last one may be lower.
+class Tiles {
+  public:
+    Tiles(long rows, long most) : count((rows + most - 1) / most), rows_(rows), height_((rows + count - 1) / count),
+                                  inverse_((uint64_t(1) << 32) / height_ + 1) {}
+    long begin(long tile) const { return std::min(tile * height_, rows_); }
+    long of(long row) const { return long(uint64_t(row) * inverse_ >> 32); }  // row / height, without a division
+    long height(long tile) const { return begin(tile + 1) - begin(tile); }
+    const long count;
+
+  private:
+    const long rows_, height_;
+    const uint64_t inverse_;
+};
+
+// Rows of float32 or bf16 in the order in which products read them, tile by tile: [depth / PAIR][rows of the tile][PAIR].
+template <class T> struct Rows {
+    T* data;
+    long depth;
+    Tiles tiles;
+
+    // The first `count` of 16 values from input k of row m on; both are multiples of PAIR, except at a row's end.
+    PHX_INLINE void put(long m, long k, F32 x, long count) const {
+        constexpr long P = PAIR<T>;
+        const long tile = tiles.of(m), first = tiles.begin(tile), height = tiles.height(tile);
+        T* to = data + first * depth + k * height + (m - first) * P;
+        T values[LANES];
+        store_as(values, x);
+        for (long i = 0; i < std::min<long>(count, LANES); i += P) std::memcpy(to + i * height, values + i, P * sizeof(T));
+    }
+};
+
+// The same of int8: [depth / 4][rows of the tile][4] codes. For every 32 inputs, as [depth / 32][rows of the tile]: the
+// scale, scale × sum of the codes, and what exact sums start with, which is the share of the weights' centre.
+struct QuantisedRows {
+    int8_t* codes;
+    float *scales, *weighted;
+    int32_t* starts;
+    long depth;
+    Tiles tiles;
+    long groups() const { return depth / GROUP; }
+};
+
+// Row m from `size` floats, filled up with zeros; `centre` is the weights' code that means zero.
+inline void quantise(const float* x, long size, int32_t centre, const QuantisedRows& to, long m) {
+    const long tile = to.tiles.of(m), first = to.tiles.begin(tile), height = to.tiles.height(tile);
+    int8_t* codes = to.codes + first * to.depth + (m - first) * 4;
+    for (long group = 0, place = first * to.groups() + m - first; group < to.groups(); ++group, place += height) {
         const float* values = x + group * GROUP;
         float last[GROUP] = {};
         if (size - group * GROUP < GROUP) {
@@ -52,11 +102,14 @@ inline void quantise(const float* x, long size, long width, int8_t* codes, float
         const F32 low = load(values), high = load(values + LANES);
         const F32 magnitude = max(max(low, sub(zero(), low)), max(high, sub(zero(), high)));
         const float most = largest(magnitude), inverse = most > 0 ? 127.0f / most : 0.0f;
-        const I32 first = to_int(mul(low, set1(inverse))), second = to_int(mul(high, set1(inverse)));
-        store_bytes(codes + group * GROUP, first);
-        store_bytes(codes + group * GROUP + LANES, second);
-        scales[group] = most / 127.0f;
-        sums[group] = sum(add(first, second));
+        const I32 both[2] = {to_int(mul(low, set1(inverse))), to_int(mul(high, set1(inverse)))};
+        int8_t row[GROUP];
+        for (int half = 0; half < 2; ++half) store_bytes(row + half * LANES, both[half]);
+        for (long k = 0; k < GROUP; k += 4, codes += height * 4) std::memcpy(codes, row + k, 4);
+        const int32_t total = sum(add(both[0], both[1]));
+        to.scales[place] = most / 127.0f;
+        to.weighted[place] = to.scales[place] * float(total);
+        to.starts[place] = -centre * total;
     }
 }
 

@@ -1,11 +1,10 @@
 #include "stage.h"
 
-#include <sys/mman.h>
-
 #include <memory>
 #include <new>
 
 #include "attention.h"
+#include "pages.h"
 #include "rows.h"
 
 using namespace phx;
@@ -14,37 +13,23 @@ namespace {
 
 constexpr long SPLIT_TILES = 32;  // the least tiles of context that a piece of a pass looks at
 
-float* zeros(long count) {
-    void* p = mmap(nullptr, count * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) throw std::bad_alloc();
-    if (count * 4 >= (4 << 20)) madvise(p, count * 4, MADV_HUGEPAGE);
-    return static_cast<float*>(p);
-}
-
-// Zeroed memory in large pages, freed with its owner.
+// Zeroed memory for `count` values.
 template <class T> class Buffer {
   public:
-    explicit Buffer(long count = 0) : count_((count * long(sizeof(T)) + 3) / 4), data_(count ? zeros(count_) : nullptr) {}
-    Buffer(Buffer&& other) noexcept : count_(other.count_), data_(other.data_) { other.data_ = nullptr; }
-    Buffer& operator=(Buffer&& other) noexcept {
-        std::swap(count_, other.count_), std::swap(data_, other.data_);
-        return *this;
+    explicit Buffer(long count = 0) : pages_(count * sizeof(T)) {
+        if (count > 0 && pages_.get() == nullptr) throw std::bad_alloc();
     }
-    ~Buffer() {
-        if (data_ != nullptr) munmap(data_, count_ * 4);
-    }
-    T* get() const { return reinterpret_cast<T*>(data_); }
+    T* get() const { return reinterpret_cast<T*>(pages_.get()); }
 
   private:
-    long count_;
-    float* data_;
+    Pages pages_;
 };
 
 // What a product reads: rows in the form that its weight's format asks for.
 struct Input {
     Buffer<char> rows;
-    Buffer<float> scales;
-    Buffer<int32_t> sums;
+    Buffer<float> scales, weighted;
+    Buffer<int32_t> starts;
     long width = 0;  // values a row
 
     Input() = default;
@@ -52,30 +37,28 @@ struct Input {
         width = round_up(inputs, GROUP);
         rows = Buffer<char>(count * width * 4);
         scales = Buffer<float>(count * width / GROUP);
-        sums = Buffer<int32_t>(count * width / GROUP);
+        weighted = Buffer<float>(count * width / GROUP);
+        starts = Buffer<int32_t>(count * width / GROUP);
     }
-    template <class T> Rows<T> as() const { return {reinterpret_cast<const T*>(rows.get()), width}; }
-    QuantisedRows quantised(long depth) const {
-        return {reinterpret_cast<const int8_t*>(rows.get()), scales.get(), sums.get(), depth};
+    template <class T> Rows<T> as(long count) const {
+        return {reinterpret_cast<T*>(rows.get()), width, Tiles(count, TILE_ROWS)};
     }
-    // Row m from floats.
-    void put(Format format, long m, const float* x, long size) {
-        if (format == Format::Float32) {
-            std::memcpy(rows.get() + m * width * 4, x, size * 4);
-        } else if (format == Format::BFloat16) {
-            bf16* to = reinterpret_cast<bf16*>(rows.get()) + m * width;
-            for (long i = 0; i < size; i += LANES) {
-                if (i + LANES <= size) {
-                    store_as(to + i, load(x + i));
-                } else {
-                    for (long j = i; j < size; ++j) to[j] = to_bf16(x[j]);
-                }
-            }
-        } else {
-            const long depth = round_up(size, GROUP), groups = depth / GROUP;
-            quantise(x, size, depth, reinterpret_cast<int8_t*>(rows.get()) + m * depth, scales.get() + m * groups,
-                     sums.get() + m * groups);
+    QuantisedRows quantised(long count, long depth) const {
+        return {reinterpret_cast<int8_t*>(rows.get()), scales.get(), weighted.get(), starts.get(), depth,
+                Tiles(count, TILE_ROWS_INT)};
+    }
+    // Row m of `count` from floats, which are followed by zeros up to a multiple of 16.
+    void put(const Weight& reader, long m, long count, const float* x, long size) {
+        switch (reader.format) {
+            case Format::Float32: put_as(as<float>(count), m, x, size); break;
+            case Format::BFloat16: put_as(as<bf16>(count), m, x, size); break;
+            default: quantise(x, size, reader.centre(), quantised(count, reader.depth), m);
         }
+    }
+
+  private:
+    template <class T> static void put_as(const Rows<T>& to, long m, const float* x, long size) {
+        for (long i = 0; i < size; i += LANES) to.put(m, i, load(x + i), size - i);
     }
 };
 
@@ -100,10 +83,20 @@ struct AddRows {
 // silu(gate) * up, as the next product's rows. Panels of gate and up take turns.
 template <class T> struct Gate {
     static constexpr bool PAIRS = true;
-    T* out;
-    long stride, columns;
+    Rows<T> out;
+    long columns;
     PHX_INLINE void operator()(long m, long n, F32 gate, F32 up) const {
-        store_some(out + m * stride + n / 2, mul(silu(gate), up), columns - n / 2);
+        out.put(m, n / 2, mul(silu<EXP_TERMS<T>>(gate), up), columns - n / 2);
+    }
+};
+
+// The same as plain rows of floats.
+struct GateRows {
+    static constexpr bool PAIRS = true;
+    float* out;
+    long columns;
+    PHX_INLINE void operator()(long m, long n, F32 gate, F32 up) const {
+        store_some(out + m * columns + n / 2, mul(silu<EXP_TERMS<bf16>>(gate), up), columns - n / 2);
     }
 };
 
@@ -153,10 +146,10 @@ template <class T> class Stage final : public PhxStage {
           mixed_(shape.max_tokens, shape.heads * shape.head_dim), gated_(shape.max_tokens, shape.mlp),
           floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)) {
         const CacheShape cache{s.kv_blocks, s.block_size, s.kv_heads, s.head_dim};
+        kept_ = Buffer<T>(2 * count * cache.elements());
         for (long layer = 0; layer < count; ++layer) {
-            keys_.emplace_back(cache.elements());
-            values_.emplace_back(cache.elements());
-            caches_.push_back({cache, keys_.back().get(), values_.back().get()});
+            T* keys = kept_.get() + 2 * layer * cache.elements();
+            caches_.push_back({cache, keys, keys + cache.elements()});
         }
         const long group = query_heads_.empty() ? 1 : *std::max_element(query_heads_.begin(), query_heads_.end());
         most_rows_ = std::max(QUERY_ROWS, group);
@@ -237,24 +230,25 @@ template <class T> class Stage final : public PhxStage {
     bool few(long rows) const { return rows <= FEW_ROWS; }
     Input& input(long rows, Input& shared, int thread) { return few(rows) ? few_[thread] : shared; }
 
-    // Calls work(row) for every row: on every thread when there are few, else once, and then all threads meet.
-    template <class Work> void each(long rows, Work work) {
+    // Calls work(row) for every row that `reader` will read: on every thread when there are few, else once, and then all
+    // threads meet. The rows of a tile share cache lines, which should not go from core to core.
+    template <class Work> void each(long rows, const Weight& reader, Work work) {
         if (few(rows)) {
             for (long m = 0; m < rows; ++m) work(m);
             return;
         }
-        constexpr long chunk = 4;
-        for (long first; (first = team_.claim(chunk)) < rows;) {
-            for (long m = first; m < std::min(first + chunk, rows); ++m) work(m);
+        const Tiles tiles(rows, reader.quantised() ? TILE_ROWS_INT : TILE_ROWS);
+        for (long tile; (tile = team_.claim(1)) < tiles.count;) {
+            for (long m = tiles.begin(tile); m < tiles.begin(tile + 1); ++m) work(m);
         }
         team_.barrier();
     }
 
-    template <class Finish> void multiply(const Input& in, long rows, const Weight& w, Finish finish) {
+    template <class Finish> void multiply(const Input& in, long rows, const Weight& w, Finish finish, int thread) {
         switch (w.format) {
-            case Format::Float32: product(team_, in.as<float>(), rows, w, finish); break;
-            case Format::BFloat16: product(team_, in.as<bf16>(), rows, w, finish); break;
-            default: product(team_, in.quantised(w.depth), rows, w, finish); break;
+            case Format::Float32: product(team_, thread, in.as<float>(rows), rows, w, finish); break;
+            case Format::BFloat16: product(team_, thread, in.as<bf16>(rows), rows, w, finish); break;
+            default: product(team_, thread, in.quantised(rows, w.depth), rows, w, finish); break;
         }
     }
 
@@ -281,12 +275,12 @@ template <class T> class Stage final : public PhxStage {
     // x_ += w · in, summed over the ranks.
     bool add_product(const Input* in, const Weight* w, int thread) {
         if (s.ranks == 1) {
-            multiply(*in, tokens_, *w, AddRows{x_.get(), width_});
+            multiply(*in, tokens_, *w, AddRows{x_.get(), width_}, thread);
             team_.barrier();
             return true;
         }
         if (w != nullptr) {
-            multiply(*in, tokens_, *w, StoreRows{partial_.get(), width_, nullptr});
+            multiply(*in, tokens_, *w, StoreRows{partial_.get(), width_, nullptr}, thread);
         } else if (thread == 0) {  // this rank only takes part in the sum
             std::fill_n(partial_.get(), tokens_ * width_, 0.0f);
         }
@@ -295,12 +289,13 @@ template <class T> class Stage final : public PhxStage {
     }
 
     // The normed rows as input of a product.
-    Input& normed(long rows, const long* which, const float* norm, Format format, int thread) {
+    Input& normed(long rows, const long* which, const float* norm, const Weight& reader, int thread) {
         Input& in = input(rows, input_, thread);
         float* row = row_[thread].get();
-        each(rows, [&](long m) {
+        std::fill(row + s.hidden, row + width_, 0.0f);
+        each(rows, reader, [&](long m) {
             normalise(x_.get() + (which ? which[m] : m) * width_, norm, s.eps, s.hidden, row);
-            in.put(format, m, row, s.hidden);
+            in.put(reader, m, rows, row, s.hidden);
         });
         return in;
     }
@@ -375,36 +370,47 @@ template <class T> class Stage final : public PhxStage {
                 cache.write(block, offset, head, key, value);
             }
         };
-        for (long first; (first = team_.claim(2)) < tokens_;) {
-            for (long m = first; m < std::min(first + 2, tokens_); ++m) one(m);
+        // The tokens of a tile lie in the same cache lines, which should not go from core to core.
+        const long chunk = std::clamp(tokens_ / (4 * s.threads), 2l, TILE);
+        for (long first; (first = team_.claim(chunk)) < tokens_;) {
+            for (long m = first; m < std::min(first + chunk, tokens_); ++m) one(m);
         }
         team_.barrier();
     }
 
     // One finished row of a pass: its sums over its total.
-    template <class Out> void put_mixed(Out* out, long stride, const Pass& pass, long r, const float* sums, float total) {
+    template <class Put> void put_mixed(Put put, const Pass& pass, long r, const float* sums, float total) {
         const long token = pass.chunk.first + pass.begin + r / pass.query_heads;
-        Out* to = out + token * stride + (pass.first_query_head + r % pass.query_heads) * s.head_dim;
+        const long column = (pass.first_query_head + r % pass.query_heads) * s.head_dim;
         const F32 scale = set1(1.0f / total);
-        for (long d = 0; d < s.head_dim; d += LANES) store_some(to + d, mul(load(sums + d), scale), s.head_dim - d);
+        for (long d = 0; d < s.head_dim; d += LANES) put(token, column + d, mul(load(sums + d), scale), s.head_dim - d);
     }
 
-    template <class Out> void attend_all(long layer, Out* out, long stride, int thread) {
+    // A pass without the tiles that lie before the window.
+    Pass within(long window, long layer, long i) const {
+        Pass pass = passes_[i];
+        if (window > 0) {
+            const long begin = std::max<long>(0, pass.chunk.position + pass.begin - window + 1);
+            const long per_block = caches_[layer].shape.tiles();
+            const long tile = begin / s.block_size * per_block + begin % s.block_size / TILE;
+            pass.first_tile = std::min(std::max(pass.first_tile, tile), pass.last_tile);
+        }
+        return pass;
+    }
+
+    // put(token, column, F32, count) gets what the query heads have found.
+    template <class Put> void attend_all(long layer, Put put, int thread) {
         const float scale = 1.0f / std::sqrt(float(s.head_dim));
         AttentionScratch<T>& scratch = scratch_[thread];
         const long size = most_rows_ * (depth_ + 2), window = layers_[layer].window;
-        for (long i; (i = team_.claim(1)) < long(passes_.size());) {
-            Pass pass = passes_[i];
-            if (window > 0) {
-                const long begin = std::max<long>(0, pass.chunk.position + pass.begin - window + 1);
-                const long per_block = caches_[layer].shape.tiles();
-                const long tile = begin / s.block_size * per_block + begin % s.block_size / TILE;
-                pass.first_tile = std::max(pass.first_tile, tile);
-            }
-            attend(pass, caches_[layer], queries_.get(), s.heads, window, scale, scratch);
+        const long count = long(passes_.size());
+        for (long i = thread, following; i < count; i = following) {
+            following = team_.size() + team_.claim(1);
+            const Pass pass = within(window, layer, i), next = within(window, layer, std::min(following, count - 1));
+            attend(pass, following < count ? &next : nullptr, caches_[layer], queries_.get(), s.heads, window, scale, scratch);
             const long rows = (pass.end - pass.begin) * pass.query_heads;
             if (pass.part < 0) {
-                for (long r = 0; r < rows; ++r) put_mixed(out, stride, pass, r, scratch.out.data() + r * depth_, scratch.total[r]);
+                for (long r = 0; r < rows; ++r) put_mixed(put, pass, r, scratch.out.data() + r * depth_, scratch.total[r]);
             } else {
                 float* to = partials_.data() + i * size;
                 std::copy_n(scratch.out.data(), rows * depth_, to);
@@ -413,10 +419,10 @@ template <class T> class Stage final : public PhxStage {
             }
         }
         team_.barrier();
-        if (!parts_.empty()) merge_parts(out, stride, thread);
+        if (!parts_.empty()) merge_parts(put, thread);
     }
 
-    template <class Out> void merge_parts(Out* out, long stride, int thread) {
+    template <class Put> void merge_parts(Put put, int thread) {
         const long size = most_rows_ * (depth_ + 2);
         float* sums = scratch_[thread].out.data();
         for (long i; (i = team_.claim(1)) < long(parts_.size());) {
@@ -429,60 +435,62 @@ template <class T> class Stage final : public PhxStage {
                 std::fill_n(sums, depth_, 0.0f);
                 for (long p = 0; p < pieces; ++p) {
                     const float* from = partials_.data() + (first + p) * size;
-                    const float share = std::exp(maximum(p) - most);
+                    const float share = std::exp2(maximum(p) - most);
                     total += from[most_rows_ * (depth_ + 1) + r] * share;
                     for (long d = 0; d < depth_; d += LANES) {
                         store(sums + d, fma(load(from + r * depth_ + d), set1(share), load(sums + d)));
                     }
                 }
-                put_mixed(out, stride, pass, r, sums, total);
+                put_mixed(put, pass, r, sums, total);
             }
         }
         team_.barrier();
     }
 
     // floats_ as input of a quantised product.
-    Input& requantised(Input& shared, long size, Format format, int thread) {
+    Input& requantised(Input& shared, long size, const Weight& reader, int thread) {
         Input& in = input(tokens_, shared, thread);
-        each(tokens_, [&](long m) { in.put(format, m, floats_.get() + m * size, size); });
+        each(tokens_, reader, [&](long m) { in.put(reader, m, tokens_, floats_.get() + m * size, size); });
         return in;
     }
 
     bool attention(long layer, int thread) {
         const PhxLayer& l = layers_[layer];
         if (s.heads == 0) return add_product(nullptr, nullptr, thread);
-        const Input& in = normed(tokens_, nullptr, l.attention_norm, l.qkv->format, thread);
-        multiply(in, tokens_, *l.qkv, StoreRows{qkv_.get(), qkv_width_, l.qkv_bias});
+        const Input& in = normed(tokens_, nullptr, l.attention_norm, *l.qkv, thread);
+        multiply(in, tokens_, *l.qkv, StoreRows{qkv_.get(), qkv_width_, l.qkv_bias}, thread);
         team_.barrier();
         place(layer, thread);
         const long size = s.heads * s.head_dim;
         if (l.out->quantised()) {
-            attend_all(layer, floats_.get(), size, thread);
-            return add_product(&requantised(mixed_, size, l.out->format, thread), l.out, thread);
+            float* out = floats_.get();
+            attend_all(layer, [=](long m, long k, F32 x, long some) { store_some(out + m * size + k, x, some); }, thread);
+            return add_product(&requantised(mixed_, size, *l.out, thread), l.out, thread);
         }
         if (l.out->format == Format::BFloat16) {
-            attend_all(layer, reinterpret_cast<bf16*>(mixed_.rows.get()), mixed_.width, thread);
+            attend_into(layer, mixed_.as<bf16>(tokens_), thread);
         } else {
-            attend_all(layer, reinterpret_cast<float*>(mixed_.rows.get()), mixed_.width, thread);
+            attend_into(layer, mixed_.as<float>(tokens_), thread);
         }
         return add_product(&mixed_, l.out, thread);
+    }
+    template <class Out> void attend_into(long layer, const Rows<Out>& out, int thread) {
+        attend_all(layer, [=](long m, long k, F32 x, long some) { out.put(m, k, x, some); }, thread);
     }
 
     bool mlp(long layer, int thread) {
         const PhxLayer& l = layers_[layer];
         if (s.mlp == 0) return add_product(nullptr, nullptr, thread);
-        const Input& in = normed(tokens_, nullptr, l.mlp_norm, l.gate_up->format, thread);
+        const Input& in = normed(tokens_, nullptr, l.mlp_norm, *l.gate_up, thread);
         if (l.down->quantised()) {
-            multiply(in, tokens_, *l.gate_up, Gate<float>{floats_.get(), s.mlp, s.mlp});
+            multiply(in, tokens_, *l.gate_up, GateRows{floats_.get(), s.mlp}, thread);
             team_.barrier();
-            return add_product(&requantised(gated_, s.mlp, l.down->format, thread), l.down, thread);
+            return add_product(&requantised(gated_, s.mlp, *l.down, thread), l.down, thread);
         }
         if (l.down->format == Format::BFloat16) {
-            bf16* out = reinterpret_cast<bf16*>(gated_.rows.get());
-            multiply(in, tokens_, *l.gate_up, Gate<bf16>{out, gated_.width, s.mlp});
+            multiply(in, tokens_, *l.gate_up, Gate<bf16>{gated_.as<bf16>(tokens_), s.mlp}, thread);
         } else {
-            float* out = reinterpret_cast<float*>(gated_.rows.get());
-            multiply(in, tokens_, *l.gate_up, Gate<float>{out, gated_.width, s.mlp});
+            multiply(in, tokens_, *l.gate_up, Gate<float>{gated_.as<float>(tokens_), s.mlp}, thread);
         }
         team_.barrier();
         return add_product(&gated_, l.down, thread);
@@ -496,16 +504,16 @@ template <class T> class Stage final : public PhxStage {
         }
         const long samples = long(sampled_.size());
         if (head_ == nullptr || samples == 0) return;
-        const Input& in = normed(samples, sampled_.data(), norm_, head_->format, thread);
+        const Input& in = normed(samples, sampled_.data(), norm_, *head_, thread);
         if (step.logits != nullptr) {
-            multiply(in, samples, *head_, StoreLogits{step.logits, step.logits_stride, s.vocab});
+            multiply(in, samples, *head_, StoreLogits{step.logits, step.logits_stride, s.vocab}, thread);
             return;
         }
         float* values = best_values_[thread].data();
         int32_t* ids = best_ids_[thread].data();
         std::fill_n(values, samples, -std::numeric_limits<float>::infinity());
         std::fill_n(ids, samples, int32_t(s.vocab));
-        multiply(in, samples, *head_, KeepBest{values, ids, s.vocab});
+        multiply(in, samples, *head_, KeepBest{values, ids, s.vocab}, thread);
         team_.barrier();
         if (thread != 0) return;
         for (long m = 0; m < samples; ++m) {
@@ -546,7 +554,7 @@ template <class T> class Stage final : public PhxStage {
     Buffer<T> queries_;                   // [tokens, heads, depth]
     Input input_, mixed_, gated_;         // of qkv, gate_up and head; of out; of down
     Buffer<float> floats_;                // rows on their way to a quantised input
-    std::vector<Buffer<T>> keys_, values_;
+    Buffer<T> kept_;                      // the keys and values of all layers
     std::vector<Cache<T>> caches_;
 
     std::vector<Input> few_;              // by thread

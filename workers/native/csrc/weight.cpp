@@ -1,20 +1,68 @@
 #include "weight.h"
 
-#include <sys/mman.h>
-
+#include <algorithm>
+#include <mutex>
 #include <new>
+
+#include "pages.h"
 
 using namespace phx;
 
 namespace {
 
-// Large pages: a step reads every weight once, and would otherwise walk a page table entry for each 4 KiB.
-char* allocate(size_t bytes) {
-    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return nullptr;
-    if (bytes >= (4u << 20)) madvise(p, bytes, MADV_HUGEPAGE);
-    return static_cast<char*>(p);
-}
+// Weights lie one after the other in slabs of large pages, as a step reads each of them once: in small pages it would
+// walk a page table entry for every 4 KiB, and the processor's own fetching ahead stops at the end of each page. A slab
+// lives as long as any weight in it.
+class Slab {
+  public:
+    // Null when there is no memory. The slab counts this as one more weight.
+    static char* allocate(size_t bytes, Slab*& owner) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        bytes = round_up(bytes, 64);
+        if (open_ == nullptr || open_->pages_.bytes() - open_->used_ < bytes) {
+            Slab* fresh = new (std::nothrow) Slab(std::max(bytes, SIZE));
+            if (fresh == nullptr || fresh->pages_.get() == nullptr) {
+                delete fresh;
+                return nullptr;
+            }
+            if (open_ != nullptr) open_->release();
+            open_ = fresh;
+            ++open_->owners_;
+        }
+        owner = open_;
+        ++owner->owners_;
+        char* result = owner->pages_.get() + owner->used_;
+        owner->used_ += bytes;
+        return result;
+    }
+    static void free(Slab* owner) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        owner->release();
+        if (open_ != nullptr && open_->owners_ == 1) {  // nothing but the place for the next weight
+            open_->release();
+            open_ = nullptr;
+        }
+    }
+
+  private:
+    static constexpr size_t SIZE = 64 << 20;
+    explicit Slab(size_t bytes) : pages_(bytes) {}
+    void release() {
+        if (--owners_ == 0) delete this;
+    }
+
+    static std::mutex mutex_;
+    static Slab* open_;  // the one that the next weight goes into
+    Pages pages_;
+    size_t used_ = 0;
+    long owners_ = 0;
+};
+std::mutex Slab::mutex_;
+Slab* Slab::open_ = nullptr;
+
+struct Owned : Weight {
+    Slab* slab;
+};
 
 template <class T> void pack(Weight& w, const T* source, long rows, long first, long step) {
     constexpr long P = PAIR<T>;
@@ -30,26 +78,26 @@ template <class T> void pack(Weight& w, const T* source, long rows, long first, 
 extern "C" {
 
 Weight* phx_weight_new(int format, long outputs, long inputs, long panels, int with_offsets) {
-    Weight w{};
+    Owned w{};
     w.format = static_cast<Format>(format);
     w.outputs = outputs, w.inputs = inputs, w.panels = panels;
     w.depth = padded_inputs(w.format, inputs);
     const size_t codes = round_up(panels * w.panel_bytes(), 64);
     const size_t table = w.quantised() ? round_up(panels * w.groups() * LANES * sizeof(f16), 64) : 0;
     // Products look a little ahead of where they are.
-    w.bytes = codes + table * (with_offsets ? 2 : 1) + 4096;
-    w.data = allocate(w.bytes);
+    w.data = Slab::allocate(codes + table * (with_offsets ? 2 : 1) + 4096, w.slab);
     if (w.data == nullptr) return nullptr;
     if (w.quantised()) w.scales = reinterpret_cast<f16*>(w.data + codes);
     if (w.quantised() && with_offsets) w.offsets = reinterpret_cast<f16*>(w.data + codes + table);
-    Weight* result = new (std::nothrow) Weight(w);
-    if (result == nullptr) munmap(w.data, w.bytes);
+    Owned* result = new (std::nothrow) Owned(w);
+    if (result == nullptr) Slab::free(w.slab);
     return result;
 }
 
 void phx_weight_free(Weight* weight) {
-    munmap(weight->data, weight->bytes);
-    delete weight;
+    Owned* owned = static_cast<Owned*>(weight);
+    Slab::free(owned->slab);
+    delete owned;
 }
 
 void phx_weight_pack_f32(Weight* weight, const float* source, long rows, long first, long step) {

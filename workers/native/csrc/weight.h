@@ -21,7 +21,6 @@ struct Weight {
     char* data;
     f16* scales;    // [panels][groups][16], quantised formats only
     f16* offsets;   // the same, or null where codes are centred: then an offset is -scale * 2^(bits - 1)
-    size_t bytes;   // of the allocation, which begins at `data`
 
     bool quantised() const { return format == Format::Int8 || format == Format::Int4; }
     long groups() const { return depth / GROUP; }
@@ -35,6 +34,16 @@ struct Weight {
         return 0;
     }
     const char* panel(long n) const { return data + n * panel_bytes(); }
+    int32_t centre() const { return format == Format::Int8 ? 128 : 8; }  // the code that means zero, without offsets
+
+    // Fetches scales and offsets of `count` panels.
+    void prefetch_tables(long n, long count) const {
+        const long first = n * groups() * LANES, last = first + count * groups() * LANES;
+        for (long i = first; i < last; i += 64 / long(sizeof(f16))) {
+            prefetch(scales + i);
+            if (offsets != nullptr) prefetch(offsets + i);
+        }
+    }
 };
 
 // Inputs of a row, filled up for the format; activation buffers are this wide.
