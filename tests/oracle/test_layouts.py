@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.oracle.references import STEPS, Reference, prompts_of
+from tests.oracle.references import CUT_GROUPS, STEPS, Reference, prompts_of, shape_of
 from tests.replicas import config_for, generate, plan_for, thread_replica
 from tests.tiny_models import FAMILIES, make_tiny
 from workers.request import SamplingParams
@@ -75,6 +75,22 @@ def test_shapes_that_no_rank_count_divides(tmp_path: Path, overrides: dict[str, 
             prompts, generate(replica, prompts, SamplingParams(max_tokens=24, ignore_eos=True)), strict=True
         ):
             assert tokens == reference.greedy(prompt, 24)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("heads", "kv_heads", "tp", "readers"), CUT_GROUPS)
+def test_kv_heads_on_both_sides_of_a_cut(
+    tmp_path: Path, family: str, heads: int, kv_heads: int, tp: int, readers: list[list[int]]
+) -> None:
+    path = make_tiny(tmp_path, family, **shape_of(heads, kv_heads))
+    reference = Reference(path)
+    prompts = prompts_of(LENGTHS, reference.vocab_size)
+    plan = plan_for(path, tp, max_batch_tokens=CHUNK)
+    assert [rank.readers(heads // kv_heads) for rank in plan.ranks] == readers
+    with thread_replica(plan, config_for(plan, max_batch_tokens=CHUNK)) as replica:
+        results = generate(replica, prompts, SamplingParams(max_tokens=STEPS, ignore_eos=True))
+    for prompt, (tokens, _) in zip(prompts, results, strict=True):
+        assert tokens == reference.greedy(prompt)
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (3, 1), (1, 2), (2, 2)])
