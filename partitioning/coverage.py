@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from partitioning.cuts import kv_span
 from partitioning.model_spec import ModelSpec
 from partitioning.plan import Plan, PlanError, RankPlan, Span
 
@@ -53,15 +54,14 @@ def _check_stage(plan: Plan, number: int) -> None:
 
 def _check_heads(model: ModelSpec, rank: RankPlan) -> None:
     heads, kv_heads, group = rank.heads, rank.kv_heads, model.group_size
-    whole = heads.start == kv_heads.start * group and heads.stop == kv_heads.stop * group
-    part = len(kv_heads) == 1 and kv_heads.start * group <= heads.start and heads.stop <= kv_heads.stop * group
+    read = kv_span(heads, group)
     if len(heads) == 0:
         if len(kv_heads):
             raise PlanError(f"rank {rank.rank} has KV heads {_text(kv_heads)} but no query head that reads them")
-    elif not (whole or part):
+    elif kv_heads != read:
         raise PlanError(
             f"rank {rank.rank}: query heads {_text(heads)} need the KV heads they read (head h reads h // {group}), "
-            f"whole groups or a part of one, got KV heads {_text(kv_heads)}"
+            f"which are {_text(read)}, got KV heads {_text(kv_heads)}"
         )
 
 

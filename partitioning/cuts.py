@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -45,20 +46,65 @@ def cut_columns(total: int, weights: tuple[float, ...]) -> tuple[Span, ...]:
 def cut_heads(heads: int, kv_heads: int, weights: tuple[float, ...]) -> tuple[tuple[Span, Span], ...]:
     """(query heads, KV heads) of each rank.
 
-    Up to as many ranks as KV heads, each rank holds whole groups. With more, the ranks are dealt to the KV heads;
-    those that share one replicate it and divide its query heads. Ranks beyond the query heads hold none.
+    The query heads are cut into consecutive spans, and each rank holds the KV heads that its own read: a KV head that
+    a cut goes through is on both sides of it. The slowest rank is as quick as in any such cut. Among cuts that are
+    equal in this the fewest KV heads are held, so groups stay whole where that costs no time, and then the ranks are
+    as even as can be. Ranks that get no query head hold nothing.
     """
-    ranks, group = len(weights), heads // kv_heads
-    if ranks <= kv_heads:
-        whole = spans(proportional(kv_heads, weights))
-        return tuple((Span(kv.start * group, kv.stop * group), kv) for kv in whole)
-    cuts: list[tuple[Span, Span]] = []
-    for kv, team in enumerate(spans(proportional(ranks, [1.0] * kv_heads))):
-        shares = proportional(group, weights[team.start : team.stop])
-        for part in spans(shares):
-            query = Span(kv * group + part.start, kv * group + part.stop)
-            cuts.append((query, Span(kv, kv + 1 if len(query) else kv)))
-    return tuple(cuts)
+    group = heads // kv_heads
+    limit = _least_seconds(heads, group, weights)
+    # The best way to deal the heads before each edge to the ranks so far: (KV heads, unevenness), and its edges.
+    ways: dict[int, tuple[tuple[int, float], tuple[int, ...]]] = {0: ((0, 0.0), (0,))}
+    for weight in weights:
+        longer: dict[int, tuple[tuple[int, float], tuple[int, ...]]] = {}
+        for start, ((held, uneven), edges) in ways.items():
+            for stop in range(start, _furthest(start, heads, group, limit, weight) + 1):
+                merit = (held + _kv_read(start, stop, group), uneven + _size(start, stop, group) ** 2 / weight)
+                # Of equals the last, in which this rank has least: idle ranks come after the others.
+                if stop not in longer or merit <= longer[stop][0]:
+                    longer[stop] = (merit, (*edges, stop))
+        ways = longer
+    queries = [Span(start, stop) for start, stop in pairwise(ways[heads][1])]
+    return tuple((query, kv_span(query, group)) for query in queries)
+
+
+def kv_span(heads: Span, group: int) -> Span:
+    """The KV heads that these query heads read: head h reads h // group."""
+    first = heads.start // group
+    return Span(first, first + _kv_read(heads.start, heads.stop, group))
+
+
+def _kv_read(start: int, stop: int, group: int) -> int:
+    return -(-stop // group) - start // group if stop > start else 0
+
+
+def _size(start: int, stop: int, group: int) -> int:
+    """Of query heads [start, stop) and what they read, in units of 2 * head_dim * hidden parameters.
+
+    A query head has rows of its projection and columns of the output's, a KV head rows of the key's and the value's.
+    """
+    return stop - start + _kv_read(start, stop, group)
+
+
+def _furthest(start: int, heads: int, group: int, limit: float, weight: float) -> int:
+    """Up to where a rank that begins at `start` can go with size / weight within `limit`."""
+    stop = start
+    while stop < heads and _size(start, stop + 1, group) / weight <= limit:
+        stop += 1
+    return stop
+
+
+def _least_seconds(heads: int, group: int, weights: tuple[float, ...]) -> float:
+    """The least size / weight that all ranks can keep to, with every head dealt."""
+
+    def suffices(limit: float) -> bool:
+        edge = 0
+        for weight in weights:  # who begins further on gets at least as far, so each takes all it can
+            edge = _furthest(edge, heads, group, limit, weight)
+        return edge == heads
+
+    limits = sorted({size / weight for size in range(heads + heads // group + 1) for weight in set(weights)})
+    return limits[bisect_left(limits, True, key=suffices)]
 
 
 def cut_layers(

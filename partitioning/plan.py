@@ -30,8 +30,8 @@ class Span:
 class RankPlan:
     """The slice of the model that one rank holds.
 
-    Attention: query heads `heads` and the KV heads `kv_heads` they read. Either the rank holds whole KV groups
-    (`len(heads) == len(kv_heads) * group_size`), or part of one group (`len(kv_heads) == 1`), or no head at all.
+    Attention: query heads `heads` and exactly the KV heads `kv_heads` that they read. The first and the last of these
+    may be on a neighbour too, which reads them with other query heads; a rank may also have no head at all.
     `mlp` are columns of gate/up (rows of down); `vocab` are rows of the embedding (first stage) and of the LM head
     (last stage), empty on ranks of a middle stage.
 
@@ -53,6 +53,11 @@ class RankPlan:
     weight_bytes: int
     decode_seconds: float = 0.0
     prefill_seconds: float = 0.0
+
+    def readers(self, group: int) -> list[int]:
+        """How many of this rank's query heads read each of its KV heads; `group` do in the whole model."""
+        heads = range(self.heads.start, self.heads.stop)
+        return [sum(head // group == kv for head in heads) for kv in range(self.kv_heads.start, self.kv_heads.stop)]
 
 
 @dataclass(frozen=True)

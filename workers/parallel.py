@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from partitioning.plan import Plan
-from workers.collectives import Channel, Group, ProcessChannel, ProcessGroup, SoloGroup
+from workers.collectives import Channel, Group, HierarchicalGroup, ProcessChannel, ProcessGroup, SoloGroup
 from workers.collectives.channel import SharedMemoryChannel, channel_bytes
 from workers.collectives.process_group import FRAME, framed
 from workers.collectives.shared_file import SharedFiles, host_key
@@ -187,10 +187,21 @@ class ParallelContext:
     def _stage_ranks(self) -> range:
         return range(self._stage * self._tp, (self._stage + 1) * self._tp)
 
+    def _stage_hosts(self) -> list[list[int]]:
+        """The ranks of this stage, counted within it, by host; a rank that cannot share memory is a host of its own."""
+        hosts: dict[str, list[int]] = {}
+        for number, rank in enumerate(self._stage_ranks):
+            hosts.setdefault(self._hosts[rank] or f"{rank} alone", []).append(number)
+        return list(hosts.values())
+
+    def _memory_of(self, host: list[int]) -> str:
+        return f"stage{self._stage}/from{host[0]}"
+
     def _make_files(self, files: SharedFiles) -> None:
-        first, *others = self._stage_ranks
-        if others and self._rank == first and self._share_memory(*self._stage_ranks):
-            files.make(f"stage{self._stage}", group_bytes(self._tp), others)
+        for host in self._stage_hosts():
+            first, *others = (self._stage_ranks[rank] for rank in host)
+            if others and self._rank == first:
+                files.make(self._memory_of(host), group_bytes(len(host)), others)
         for link in self._links():
             if link.receiver == self._rank and self._in_memory(link):
                 files.make(link.name, channel_bytes(_CAPACITY[link.tag]), [link.sender])
@@ -222,15 +233,27 @@ class ParallelContext:
         return channels
 
     def _host_group(self, files: SharedFiles, store: Store, rank: int) -> Group:
-        """The stage's group for tensors in host memory."""
+        """The stage's group for tensors in host memory: what goes between hosts goes over Gloo, the rest in memory."""
         if self._tp == 1:
             return SoloGroup()
-        if not self._share_memory(*self._stage_ranks):
+        hosts = self._stage_hosts()
+        if len(hosts) == self._tp:
             return ProcessGroup(self._gloo(store, rank, self._tp))
-        name = f"stage{self._stage}"
-        group = SharedMemoryGroup(files.path(name), rank, self._tp, self._timeout_s, self._spin_us)
-        files.opened(name)
-        return group
+        host = next(host for host in hosts if rank in host)
+        here = None
+        if len(host) > 1:
+            name = self._memory_of(host)
+            here = SharedMemoryGroup(
+                files.path(name), host.index(rank), len(host), self._timeout_s, self._spin_us, members=host
+            )
+            files.opened(name)
+        if here is not None and len(hosts) == 1:
+            return here
+        between = None
+        if rank == host[0]:
+            leaders = [ranks[0] for ranks in hosts]
+            between = ProcessGroup(self._gloo(store, hosts.index(host), len(hosts)), leaders)
+        return HierarchicalGroup(rank, hosts, here, between)
 
     def _gloo(self, store: Store, rank: int, size: int) -> Any:
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]

@@ -12,6 +12,20 @@ from transformers import AutoModelForCausalLM
 
 STEPS = 64
 
+# Query heads, KV heads, tp, and how many query heads of each rank read each of its KV heads.
+CUT_GROUPS = (
+    (9, 3, 2, [[3, 2], [1, 3]]),
+    (10, 2, 3, [[4], [1, 2], [3]]),
+    (14, 2, 3, [[5], [2, 2], [5]]),
+    (14, 2, 4, [[4], [3], [4], [3]]),
+    (5, 1, 3, [[2], [2], [1]]),
+)
+
+
+def shape_of(heads: int, kv_heads: int) -> dict[str, int]:
+    """Configuration of a tiny model of so many heads, also in families whose head_dim is hidden_size / heads."""
+    return {"hidden_size": 10 * heads, "head_dim": 10, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+
 
 class Reference:
     """A checkpoint, a folder or a GGUF file, in transformers, in float32."""

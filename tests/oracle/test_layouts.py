@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.oracle.references import STEPS, Reference, prompts_of
+from partitioning.plan import Plan
+from tests.oracle.references import CUT_GROUPS, STEPS, Reference, prompts_of, shape_of
 from tests.replicas import config_for, generate, plan_for, thread_replica
 from tests.tiny_models import FAMILIES, make_tiny
+from workers.parallel import ParallelContext
 from workers.request import SamplingParams
 
 CHUNK = 16  # tokens a step: the long prompts take several, beside the decodes of the short ones
@@ -75,6 +78,39 @@ def test_shapes_that_no_rank_count_divides(tmp_path: Path, overrides: dict[str, 
             prompts, generate(replica, prompts, SamplingParams(max_tokens=24, ignore_eos=True)), strict=True
         ):
             assert tokens == reference.greedy(prompt, 24)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("heads", "kv_heads", "tp", "readers"), CUT_GROUPS)
+def test_kv_heads_on_both_sides_of_a_cut(
+    tmp_path: Path, family: str, heads: int, kv_heads: int, tp: int, readers: list[list[int]]
+) -> None:
+    path = make_tiny(tmp_path, family, **shape_of(heads, kv_heads))
+    reference = Reference(path)
+    prompts = prompts_of(LENGTHS, reference.vocab_size)
+    plan = plan_for(path, tp, max_batch_tokens=CHUNK)
+    assert [rank.readers(heads // kv_heads) for rank in plan.ranks] == readers
+    with thread_replica(plan, config_for(plan, max_batch_tokens=CHUNK)) as replica:
+        results = generate(replica, prompts, SamplingParams(max_tokens=STEPS, ignore_eos=True))
+    for prompt, (tokens, _) in zip(prompts, results, strict=True):
+        assert tokens == reference.greedy(prompt)
+
+
+@pytest.mark.parametrize("hosts", ["aabb", "abaa"])
+def test_a_stage_over_two_hosts_gives_the_tokens_of_transformers(
+    models: dict[str, tuple[Path, Reference]], hosts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apart(plan: Plan, rank: int, *others: Any) -> ParallelContext:
+        return ParallelContext(plan, rank, *others, host=hosts[rank])
+
+    monkeypatch.setattr("workers.rank.ParallelContext", apart)
+    path, reference = models["qwen3"]
+    prompts = prompts_of(LENGTHS, reference.vocab_size)
+    plan = plan_for(path, tp=4, max_batch_tokens=CHUNK)
+    with thread_replica(plan, config_for(plan, max_batch_tokens=CHUNK)) as replica:
+        results = generate(replica, prompts, SamplingParams(max_tokens=STEPS, ignore_eos=True))
+    for prompt, (tokens, _) in zip(prompts, results, strict=True):
+        assert tokens == reference.greedy(prompt)
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (3, 1), (1, 2), (2, 2)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.oracle.references import Reference, prompts_of
+from tests.oracle.references import CUT_GROUPS, Reference, prompts_of, shape_of
 from tests.replicas import config_for, generate, plan_for, thread_replica
 from tests.tiny_models import make_tiny
 from workers.native.build import OFF, SWITCH
@@ -31,6 +31,21 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path, family: str, tp
     reference = Reference(path)
     prompts = prompts_of((5, 41), reference.vocab_size)
     plan = plan_for(path, tp, pp, max_batch_tokens=16)
+    with thread_replica(plan, config_for(plan, max_batch_tokens=16)) as replica:
+        results = generate(replica, prompts, SamplingParams(max_tokens=24, ignore_eos=True))
+    for prompt, (tokens, _) in zip(prompts, results, strict=True):
+        assert tokens == reference.greedy(prompt, 24)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "tp", "readers"), CUT_GROUPS)
+def test_kv_heads_on_both_sides_of_a_cut(
+    tmp_path: Path, heads: int, kv_heads: int, tp: int, readers: list[list[int]]
+) -> None:
+    path = make_tiny(tmp_path, "qwen2", **shape_of(heads, kv_heads))
+    reference = Reference(path)
+    prompts = prompts_of((5, 41), reference.vocab_size)
+    plan = plan_for(path, tp, max_batch_tokens=16)
+    assert [rank.readers(heads // kv_heads) for rank in plan.ranks] == readers
     with thread_replica(plan, config_for(plan, max_batch_tokens=16)) as replica:
         results = generate(replica, prompts, SamplingParams(max_tokens=24, ignore_eos=True))
     for prompt, (tokens, _) in zip(prompts, results, strict=True):

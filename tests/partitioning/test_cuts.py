@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations_with_replacement, pairwise, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from partitioning.coverage import check_plan
-from partitioning.cuts import cut_columns, cut_heads, cut_layers, proportional
+from partitioning.cuts import cut_columns, cut_heads, cut_layers, proportional, spans
 from partitioning.plan import Span
 from partitioning.planner import make_plan
 from partitioning.topology import ETHERNET, Topology, cpu_node
@@ -50,20 +50,73 @@ def test_any_degree_covers_any_model_exactly(
     assert sum(len(plan.stage(stage)[0].layers) for stage in range(pp)) == layers
 
 
-def test_nine_heads_over_two_ranks_are_cut_by_whole_kv_groups() -> None:
-    assert cut_heads(9, 3, (1.0, 1.0)) == ((Span(0, 6), Span(0, 2)), (Span(6, 9), Span(2, 3)))
+def head_parameters(heads: Span, group: int) -> int:
+    """Of query and output (a head each), key and value (a KV head each), in matrices of [head_dim, hidden]."""
+    return 2 * len(heads) + 2 * len({head // group for head in _numbers(heads)})
 
 
-def test_more_ranks_than_kv_heads_share_a_kv_head_and_divide_its_query_heads() -> None:
-    cut = cut_heads(9, 3, (1.0,) * 4)
-    assert [len(heads) for heads, _ in cut] == [2, 1, 3, 3]
-    assert [kv for _, kv in cut] == [Span(0, 1), Span(0, 1), Span(1, 2), Span(2, 3)]
+@given(
+    kv_heads=st.integers(1, 4),
+    group=st.integers(1, 5),
+    weights=st.lists(st.sampled_from([1.0, 1.5, 2.0, 3.3]), min_size=1, max_size=4),
+)
+def test_no_other_cut_of_heads_has_a_quicker_slowest_rank_or_holds_fewer_kv_heads(
+    kv_heads: int, group: int, weights: list[float]
+) -> None:
+    def merit(cut: list[Span]) -> tuple[float, int]:
+        seconds = max(head_parameters(heads, group) / weight for heads, weight in zip(cut, weights, strict=True))
+        return seconds, sum(len({head // group for head in _numbers(heads)}) for heads in cut)
+
+    heads, cut = kv_heads * group, cut_heads(kv_heads * group, kv_heads, tuple(weights))
+    edges = combinations_with_replacement(range(heads + 1), len(weights) - 1)
+    others = [[Span(*pair) for pair in pairwise((0, *inner, heads))] for inner in edges]
+    assert [span for span, _ in cut] in others
+    assert all(_numbers(kv) == range(kv.start, kv.stop) and len(kv) >= bool(len(span)) for span, kv in cut)
+    found, best = merit([span for span, _ in cut]), min(map(merit, others))
+    assert found[0] <= best[0] + 1e-9
+    assert found[1] == best[1]
 
 
-def test_ranks_beyond_the_query_heads_hold_none() -> None:
-    cut = cut_heads(3, 3, (1.0,) * 5)
-    assert sum(len(heads) for heads, _ in cut) == 3
-    assert all(len(kv) == len(heads) for heads, kv in cut)
+@given(
+    kv_heads=st.integers(1, 16),
+    group=st.integers(1, 16),
+    weights=st.lists(st.floats(0.1, 10), min_size=1, max_size=16),
+)
+def test_heads_cut_anywhere_are_never_slower_than_whole_groups(kv_heads: int, group: int, weights: list[float]) -> None:
+    def seconds(cut: list[Span]) -> float:
+        return max(head_parameters(heads, group) / weight for heads, weight in zip(cut, weights, strict=True))
+
+    cut = cut_heads(kv_heads * group, kv_heads, tuple(weights))
+    whole = [Span(kv.start * group, kv.stop * group) for kv in spans(proportional(kv_heads, weights))]
+    assert seconds([heads for heads, _ in cut]) <= seconds(whole) * (1 + 1e-9)
+
+
+def test_nine_heads_over_two_ranks_hold_the_kv_head_in_the_middle_twice() -> None:
+    assert cut_heads(9, 3, (1.0, 1.0)) == ((Span(0, 5), Span(0, 2)), (Span(5, 9), Span(1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "ranks", "expected"),
+    [
+        (32, 8, 4, [(8, 2)] * 4),
+        (64, 8, 3, [(22, 3), (21, 4), (21, 3)]),
+        (10, 2, 3, [(4, 1), (3, 2), (3, 1)]),
+        (14, 2, 4, [(4, 1), (3, 1)] * 2),
+        (14, 2, 8, [(2, 1), (2, 1), (2, 1), (1, 1)] * 2),
+        (10, 10, 4, [(3, 3), (3, 3), (2, 2), (2, 2)]),
+        (9, 3, 4, [(3, 1)] * 3 + [(0, 0)]),  # a fourth KV head would cost memory and save no time
+        (3, 3, 5, [(1, 1)] * 3 + [(0, 0)] * 2),
+    ],
+)
+def test_groups_stay_whole_where_that_costs_no_time(
+    heads: int, kv_heads: int, ranks: int, expected: list[tuple[int, int]]
+) -> None:
+    assert [(len(query), len(kv)) for query, kv in cut_heads(heads, kv_heads, (1.0,) * ranks)] == expected
+
+
+def test_a_rank_three_times_as_quick_gets_most_heads_wherever_it_stands() -> None:
+    assert [len(heads) for heads, _ in cut_heads(9, 3, (3.0, 1.0))] == [7, 2]
+    assert [len(heads) for heads, _ in cut_heads(9, 3, (1.0, 3.0))] == [2, 7]
 
 
 @pytest.mark.parametrize(("total", "ranks"), [(1536, 2), (1536, 5), (28672, 3), (11008, 7)])

@@ -41,6 +41,16 @@ def test_moving_a_cut_by_hand_on_both_sides_is_accepted() -> None:
     assert [len(rank.mlp) for rank in plan_from_json(json.dumps(document)).ranks] == [704, 832, 704, 832]
 
 
+def test_heads_cut_by_hand_into_whole_groups_are_accepted() -> None:
+    document = json.loads(plan_to_json(PLAN))
+    for rank in document["ranks"]:
+        kv = [(0, 2), (2, 3)][rank["tp_rank"]]
+        for name, size in (("kv_heads", 1), ("heads", 3)):
+            rank[name]["start"], rank[name]["stop"] = (edge * size for edge in kv)
+    ranks = plan_from_json(json.dumps(document)).ranks
+    assert [(len(rank.heads), len(rank.kv_heads)) for rank in ranks] == [(6, 2), (3, 1)] * 2
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -49,8 +59,8 @@ def test_moving_a_cut_by_hand_on_both_sides_is_accepted() -> None:
         (("ranks", 0, "mlp", "stop"), 700, r"stage 0: MLP columns: \[768, 1536\) should begin at 700"),
         (("ranks", 1, "mlp", "stop"), 1500, "slices end at 1500, there are 1536"),
         (("ranks", 1, "layers", "stop"), 20, "layers of rank 1 differ"),
-        (("ranks", 0, "heads", "stop"), 5, "query heads"),
-        (("ranks", 1, "kv_heads", "start"), 1, "need the KV heads they read"),
+        (("ranks", 0, "heads", "stop"), 6, "query heads"),
+        (("ranks", 1, "kv_heads", "start"), 2, r"need the KV heads they read .* \[1, 3\), got KV heads \[2, 3\)"),
         (("ranks", 3, "vocab", "stop"), 49000, "vocabulary rows"),
         (("ranks", 0, "mlp", "start"), -1, "0 <= start <= stop"),
         (("ranks", 0, "device"), "cuda:3", "replica_devices"),
@@ -78,6 +88,6 @@ def test_the_table_shows_every_rank_uncut() -> None:
     console.print(plan_table(PLAN))
     text = console.export_text()
     assert "…" not in text
-    for cell in ("node-0", "cuda:3", "0–5", "6–8", "768–1535", "24576–49151"):
+    for cell in ("node-0", "cuda:3", "0–4", "5–8", "768–1535", "24576–49151"):
         assert cell in text
     assert text.count("node-1") == 1  # the second replica's devices

@@ -25,12 +25,13 @@ def test_one_rank_holds_all_of_smollm2() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_tensor_parallel_ranks_together_hold_the_model_and_copies_of_its_norms(family: str) -> None:
+def test_tensor_parallel_ranks_together_hold_the_model_and_copies_of_its_norms_and_of_a_kv_head(family: str) -> None:
     model = model_spec(family=family, tied=False)
     whole = make_plan(model, "m", host(1), tp=1, pp=1).ranks[0].weight_bytes
     halves = sum(rank.weight_bytes for rank in make_plan(model, "m", host(2), tp=2, pp=1).ranks)
     norms = 30 * (2 * 576 + (2 * 64 if family == "qwen3" else 0)) + 576
-    assert halves == whole + 2 * norms
+    kv_head = 30 * 2 * 64 * (576 + (family == "qwen2"))  # 5 + 4 query heads, in groups of 3
+    assert halves == whole + 2 * (norms + kv_head)
 
 
 def test_a_tied_head_is_held_twice_when_the_first_and_the_last_stage_differ() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import TypeVar
 import pytest
 import torch
 
+from tests.workers.processes import processes
 from workers.collectives import CollectiveStalled, SharedMemoryChannel, SharedMemoryGroup
 from workers.collectives.channel import channel_bytes
 from workers.collectives.shared_file import create_file
@@ -133,20 +133,6 @@ def _die_after_one(path: Path) -> None:
     group = SharedMemoryGroup(path, 1, 2, 60, SPIN_US)
     group.all_reduce(torch.ones(1))
     os.kill(os.getpid(), 9)
-
-
-@contextmanager
-def processes(target: Callable[..., None], arguments: list[tuple[object, ...]]) -> Iterator[list[int | None]]:
-    """Runs a process for each of the arguments; their exit codes are there after the block."""
-    context = multiprocessing.get_context("spawn")
-    running = [context.Process(target=target, args=each, daemon=True) for each in arguments]
-    codes: list[int | None] = []
-    for process in running:
-        process.start()
-    yield codes
-    for process in running:
-        process.join(120)
-        codes.append(process.exitcode)
 
 
 def test_many_more_ranks_than_cores_get_on() -> None:

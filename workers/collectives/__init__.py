@@ -2,6 +2,7 @@
 
 from workers.collectives.channel import Channel, ProcessChannel, SharedMemoryChannel
 from workers.collectives.group import CollectiveStalled, Group, SoloGroup
+from workers.collectives.hierarchical import HierarchicalGroup
 from workers.collectives.process_group import ProcessGroup
 from workers.collectives.shared_memory import SharedMemoryGroup
 
@@ -9,6 +10,7 @@ __all__ = [
     "Channel",
     "CollectiveStalled",
     "Group",
+    "HierarchicalGroup",
     "ProcessChannel",
     "ProcessGroup",
     "SharedMemoryChannel",

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import ProcessGroupGloo
 
 from workers.collectives.group import CollectiveStalled
 
+_GLANCE = timedelta(seconds=0.2)  # who waits looks this often whether it was told to stop
 FRAME = 1024  # int32 words that every message has at least; the first says how many words follow in all
 
 
 class ProcessGroup:
-    """A `Group` over a torch.distributed process group."""
+    """A `Group` over a torch.distributed process group. `members` are the ranks' numbers in the stage, for messages, if
+    they are only some of it."""
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: Any, members: Sequence[int] | None = None) -> None:
         self.rank, self.size = group.rank(), group.size()
         self._group = group
+        self._members = members or range(self.size)
+        # NCCL's own abort ends what is under way, and a wait with a time would hold the CPU. Gloo's ends nothing.
+        self._glance = _GLANCE if isinstance(group, ProcessGroupGloo) else None
+        self._aborted = False
+        self._left: Any = None
 
     def all_reduce(self, x: Tensor) -> Tensor:
         self._wait(self._group.allreduce([x]), "all-reduce")
@@ -41,18 +52,36 @@ class ProcessGroup:
         return head[1 : length + 1]
 
     def abort(self) -> None:
+        self._aborted = True
         self._group.abort()
 
     def close(self) -> None:
+        if self._left is not None:
+            with suppress(RuntimeError):  # it ends by its own deadline; until then it may write to the caller's tensor
+                self._left.wait()
         self._group.shutdown()
 
     def _wait(self, work: Any, operation: str) -> None:
         try:
+            while self._glance is not None and not _ends_within(work, self._glance):
+                if self._aborted:
+                    self._left = work
+                    raise RuntimeError("aborted")
             work.wait()
         except RuntimeError as error:
+            ranks = ", ".join(map(str, self._members))
             raise CollectiveStalled(
-                f"{operation} among {self.size} ranks failed on rank {self.rank}: {error}"
+                f"{operation} among ranks {ranks} of the stage failed on rank {self._members[self.rank]}: {error}"
             ) from error
+
+
+def _ends_within(work: Any, time: timedelta) -> bool:
+    """Whether the work ends, well or not, within a time."""
+    try:
+        work.wait(time)
+    except RuntimeError:
+        return bool(work.is_completed())
+    return True
 
 
 def framed(message: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,13 +29,21 @@ class SharedMemoryGroup:
     """A `Group` over a file of `group_bytes` zeros.
 
     `native` is its address, for machine code that calls the collectives itself. A rank that waits looks for `spin_us`
-    before it sleeps.
+    before it sleeps. `members` are the ranks' numbers in the stage, for messages, if they are only some of it.
     """
 
     def __init__(
-        self, path: Path, rank: int, size: int, timeout_s: float, spin_us: float, slot_bytes: int = SLOT_BYTES
+        self,
+        path: Path,
+        rank: int,
+        size: int,
+        timeout_s: float,
+        spin_us: float,
+        slot_bytes: int = SLOT_BYTES,
+        members: Sequence[int] | None = None,
     ) -> None:
         self.rank, self.size = rank, size
+        self._members = members or range(size)
         self._library = native_collectives()
         self.native: Address = opened(path, self._library.phx_group_open, size, rank, slot_bytes, timeout_s, spin_us)
         self._all_reduces = {
@@ -70,6 +79,12 @@ class SharedMemoryGroup:
             ctypes.memmove(received.data_ptr(), words.value, received.nbytes)
         return received
 
+    def hand_out(self, x: Tensor) -> Tensor:
+        """Rank 0's x on every rank, in place; returns x. Shapes and types agree on all ranks."""
+        assert x.is_contiguous()
+        self._check(self._library.phx_hand_out(self.native, x.data_ptr(), x.nbytes))
+        return x
+
     def abort(self) -> None:
         if self.native:
             self._library.phx_group_abort(self.native)
@@ -84,8 +99,8 @@ class SharedMemoryGroup:
         stall = Stall()
         self._library.phx_group_stall(self.native, ctypes.byref(stall))
         return CollectiveStalled(
-            f"rank {stall.peer} of the stage did not reach operation {stall.wanted} within {stall.seconds:.1f} s "
-            f"(it stands at {stall.reached}, this is rank {self.rank})"
+            f"rank {self._members[stall.peer]} of the stage did not reach operation {stall.wanted} within "
+            f"{stall.seconds:.1f} s (it stands at {stall.reached}, this is rank {self._members[self.rank]})"
         )
 
     def _check(self, outcome: int) -> None:

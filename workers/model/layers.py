@@ -12,6 +12,7 @@ from partitioning.quantised import Quantised
 from workers.collectives import Group
 from workers.model.attention import KVCache, attend
 from workers.model.batch import Batch
+from workers.model.readers import Readers
 from workers.model.rope import rotate
 from workers.model.weights import Matrix
 
@@ -59,7 +60,7 @@ class Embedding:
 
 
 class Attention:
-    """Grouped-query attention over this rank's heads.
+    """Grouped-query attention over this rank's heads, of which `readers[i]` read KV head i.
 
     qkv [(heads + 2 * kv_heads) * head_dim, hidden]; out [hidden, heads * head_dim].
     """
@@ -69,28 +70,28 @@ class Attention:
         qkv: Linear,
         out: Linear,
         norms: tuple[Norm, Norm] | None,
-        heads: int,
-        kv_heads: int,
+        readers: Readers,
         head_dim: int,
         window: int,
         cache: KVCache,
         group: Group,
     ) -> None:
         self._qkv, self._out, self._norms = qkv, out, norms
-        self._heads, self._kv_heads, self._head_dim = heads, kv_heads, head_dim
+        self._readers, self._head_dim = readers, head_dim
         self._window, self._cache, self._group = window, cache, group
 
     def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-        if not self._heads:  # more ranks than query heads: this one only takes part in the sum
+        if not self._readers.heads:  # more ranks than query heads: this one only takes part in the sum
             return self._group.all_reduce(torch.zeros_like(x))
-        heads, kv_heads = self._heads, self._kv_heads
+        heads, kv_heads = self._readers.heads, self._readers.kv_heads
         qkv = self._qkv(x).view(len(x), heads + 2 * kv_heads, self._head_dim)
         qk, v = torch.split(qkv, [heads + kv_heads, kv_heads], dim=1)
         if self._norms is not None:
             q, k = torch.split(qk, [heads, kv_heads], dim=1)
             qk = torch.cat([self._norms[0](q), self._norms[1](k)], dim=1)
         q, k = torch.split(rotate(qk, *rotary), [heads, kv_heads], dim=1)
-        out = attend(q, k, v, self._cache, batch, self._window)
+        q = self._readers.evened(q)
+        out = self._readers.chosen(attend(q, k, v, self._cache, batch, self._window))
         return self._group.all_reduce(self._out(out.reshape(len(x), -1)))
 
 

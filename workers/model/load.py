@@ -11,6 +11,7 @@ from workers.collectives import Group
 from workers.model.attention import KVCache
 from workers.model.decoder import Decoder
 from workers.model.layers import Attention, Block, Embedding, GatedMLP, Linear, Norm
+from workers.model.readers import Readers
 from workers.model.rope import RotaryTable
 from workers.model.weights import LayerWeights, Matrix, WeightReader, stacked
 
@@ -26,6 +27,7 @@ class _Loader:
     def __init__(self, plan: Plan, rank: RankPlan, group: Group, device: torch.device) -> None:
         self._plan, self._rank, self._group, self._device = plan, rank, group, device
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
+        self._readers = Readers(rank.readers(plan.model.group_size), device)
 
     def decoder(self, weights: WeightReader, max_position: int) -> Decoder:
         spec, ends = self._plan.model, weights.ends()
@@ -51,8 +53,7 @@ class _Loader:
                 norms=None
                 if layer.head_norms is None
                 else (self._norm(layer.head_norms[0]), self._norm(layer.head_norms[1])),
-                heads=len(rank.heads),
-                kv_heads=len(rank.kv_heads),
+                readers=self._readers,
                 head_dim=dim,
                 window=layer.window,
                 cache=KVCache(plan.kv_blocks, plan.kv_block_size, len(rank.kv_heads), dim, self._dtype, self._device),

@@ -30,6 +30,7 @@ _SIGNATURES = {
     "phx_all_reduce_f32": (c_int, c_void_p, c_void_p, c_long),
     "phx_all_reduce_bf16": (c_int, c_void_p, c_void_p, c_long),
     "phx_all_gather": (c_int, c_void_p, c_void_p, c_void_p, c_long),
+    "phx_hand_out": (c_int, c_void_p, c_void_p, c_long),
     "phx_broadcast": (c_int, c_void_p, ctypes.POINTER(c_void_p), ctypes.POINTER(c_long)),
     "phx_channel_bytes": (c_long, c_long),
     "phx_channel_open": (c_void_p, c_int, c_int, c_long, c_double, c_double),

@@ -144,9 +144,6 @@ class NativeStage:
     def _shape(self, plan: Plan, rank: RankPlan, config: EngineConfig) -> _Shape:
         spec = plan.model
         cos, sin = rotary_angles(spec.rope, spec.head_dim, config.max_model_len)
-        group = spec.group_size
-        heads = range(rank.heads.start, rank.heads.stop)
-        readers = [sum(head // group == kv for head in heads) for kv in range(rank.kv_heads.start, rank.kv_heads.stop)]
         threads = torch.get_num_threads()
         return _Shape(
             hidden=spec.hidden_size,
@@ -168,7 +165,7 @@ class NativeStage:
             eps=spec.norm_eps,
             cos=self._vector(cos),
             sin=self._vector(sin),
-            query_heads=self._keep(np.array(readers, dtype=np.int32)).ctypes.data,
+            query_heads=self._keep(np.array(rank.readers(spec.group_size), dtype=np.int32)).ctypes.data,
             reducer=self._reducer(),
         )
 

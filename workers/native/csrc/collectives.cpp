@@ -176,6 +176,21 @@ int phx_all_gather(PhxGroup* group, const void* x, void* out, long bytes) {
     return MET;
 }
 
+int phx_hand_out(PhxGroup* group, void* x, long bytes) {
+    for (long start = 0; start < bytes; start += group->slot_bytes) {
+        const long width = std::min(group->slot_bytes, bytes - start);
+        char* piece = static_cast<char*>(x) + start;
+        if (const int outcome = group->begin()) return outcome;
+        char* slot = group->slot(group->operation, 0);
+        if (group->rank == 0) std::memcpy(slot, piece, width);
+        group->publish();
+        if (group->rank == 0) continue;
+        if (const int outcome = group->meeting.await(0, group->operation)) return outcome;
+        std::memcpy(piece, slot, width);
+    }
+    return MET;
+}
+
 int phx_broadcast(PhxGroup* group, const int32_t** words, long* count) {
     const long room = group->slot_bytes / 4 - HEADER_WORDS;
     long done = 0, total = 0;

@@ -30,6 +30,8 @@ int phx_all_reduce_f32(void* group, float* x, long count);
 int phx_all_reduce_bf16(PhxGroup* group, uint16_t* x, long count);
 // `out` [size, bytes]: everyone's x in the order of the ranks.
 int phx_all_gather(PhxGroup* group, const void* x, void* out, long bytes);
+// Rank 0's x, in place; all ranks know its size.
+int phx_hand_out(PhxGroup* group, void* x, long bytes);
 // Rank 0's `words`. Elsewhere both are set; the words are the group's, until the next broadcast.
 int phx_broadcast(PhxGroup* group, const int32_t** words, long* count);
 
