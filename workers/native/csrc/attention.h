@@ -1,68 +1,26 @@
 // Paged attention, straight from the KV blocks.
 //
-// The cache is kept in the shape that products read. A tile is 16 tokens of one KV head: keys as
-// [depth / PAIR][16 tokens][PAIR], values as [16 / PAIR][depth][PAIR], `depth` being head_dim filled up to 16. A block
-// of tokens is as many tiles for one head after the other. Softmax is taken piece by piece with a running maximum
-// (Milakov & Gimelshein, 2018; Dao et al., "FlashAttention", 2022).
+// Softmax is taken piece by piece with a running maximum (Milakov & Gimelshein, 2018; Dao et al., "FlashAttention",
+// 2022).
 #pragma once
 
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "attention_int8.h"
+#include "cache.h"
 #include "gemm.h"
 
 namespace phx {
 
-constexpr long TILE = 16;       // tokens
 constexpr long PIECE = 8;       // tiles whose scores are held at once
 constexpr long QUERY_ROWS = 48; // query tokens × heads that share one pass over the keys
-
-struct CacheShape {
-    long blocks, block_size, kv_heads, head_dim;
-    long depth() const { return round_up(head_dim, LANES); }
-    long tiles() const { return (block_size + TILE - 1) / TILE; }
-    long tile_elements() const { return TILE * depth(); }
-    long elements() const { return blocks * kv_heads * tiles() * tile_elements(); }
-};
-
-// The keys and values of one layer.
-template <class T> struct Cache {
-    CacheShape shape;
-    T *keys, *values;
-
-    long place(long block, long head, long tile) const {
-        return ((block * shape.kv_heads + head) * shape.tiles() + tile) * shape.tile_elements();
-    }
-    // One token's key and value for one head, filled up with zeros to `depth`.
-    void write(long block, long offset, long head, const float* key, const float* value) const {
-        constexpr long P = PAIR<T>;
-        const long at = place(block, head, offset / TILE), lane = offset % TILE, depth = shape.depth();
-        T* k = keys + at + lane * P;
-        T* v = values + at + lane / P * depth * P + lane % P;
-        for (long d = 0; d < depth; d += LANES) {
-            T both[2][LANES];
-            store_as(both[0], load(key + d));
-            store_as(both[1], load(value + d));
-            for (long i = 0; i < LANES; i += P) std::memcpy(k + (d + i) / P * TILE * P, both[0] + i, P * sizeof(T));
-            for (long i = 0; i < LANES; ++i) v[(d + i) * P] = both[1][i];
-        }
-    }
-};
 
 // A sequence's part of the batch: `count` tokens from `first` on, the first of them at `position`.
 struct Chunk {
     long first, count, position;
     const int32_t* table;  // its KV blocks
-};
-
-// A thread's room for one piece of work.
-template <class T> struct AttentionScratch {
-    std::vector<T> queries, weights;
-    std::vector<float> scores, out, maximum, total;
-    AttentionScratch(long rows, long depth)
-        : queries(rows * depth), weights(rows * PIECE * TILE), scores(rows * PIECE * TILE), out(rows * depth),
-          maximum(rows), total(rows) {}
 };
 
 // One pass: tokens [begin, end) of a chunk, all query heads of one KV head, tiles [first_tile, last_tile).
@@ -141,6 +99,53 @@ void mix_rows(const T* weights, long stride, const T* const* values, long tiles,
     }
 }
 
+// A pass's queries, its softmax's weights, and their products with a cache of the same type.
+template <class T> class FloatProducts {
+  public:
+    FloatProducts(long rows, long depth, long keys) : queries_(rows * depth), weights_(rows * keys), depth_(depth), keys_(keys) {}
+
+    // `count` rows from `row` on.
+    void take(long row, const T* queries, long count) {
+        std::memcpy(queries_.data() + row * depth_, queries, count * depth_ * sizeof(T));
+    }
+    // Scores of all rows, [rows, keys].
+    void score(const T* const* keys, long tiles, long rows, float* scores) const {
+        constexpr int R = TILE_ROWS;
+        long t = 0;
+        for (; t + 2 <= tiles; t += 2) {
+            const T* const both[2] = {keys[t], keys[t + 1]};
+            score_rows<R, 2>(queries_.data(), rows, depth_, both, scores + t * TILE, keys_);
+        }
+        if (t < tiles) {
+            const T* const one[1] = {keys[t]};
+            score_rows<R, 1>(queries_.data(), rows, depth_, one, scores + t * TILE, keys_);
+        }
+    }
+    // A row's weights of a tile's values; then, that it has those of all tiles.
+    PHX_INLINE void weigh(long row, long tile, F32 weight, const T*) {
+        store_as(weights_.data() + row * keys_ + tile * TILE, weight);
+    }
+    void weighed(long, long) {}
+    // out [rows, depth] += weights · values
+    void mix(const T* const* values, long tiles, long rows, float* out) const {
+        mix_rows<TILE_ROWS>(weights_.data(), keys_, values, tiles, rows, depth_, out);
+    }
+
+  private:
+    std::vector<T> queries_, weights_;
+    const long depth_, keys_;
+};
+
+template <class S> using ProductsWith = std::conditional_t<Cache<S>::SCALED, Int8Products, FloatProducts<S>>;
+
+// A thread's room for one piece of work.
+template <class S> struct AttentionScratch {
+    ProductsWith<S> products;
+    std::vector<float> scores, out, maximum, total;
+    AttentionScratch(long rows, long depth)
+        : products(rows, depth, PIECE * TILE), scores(rows * PIECE * TILE), out(rows * depth), maximum(rows), total(rows) {}
+};
+
 // Scores of keys a query may not look at become -infinity: later ones, those before the window, and unused places.
 inline void hide(float* scores, long first_key, long keys, long position, long window) {
     const long begin = window ? position - window + 1 : 0;
@@ -151,16 +156,15 @@ inline void hide(float* scores, long first_key, long keys, long position, long w
 }
 
 // Leaves the unnormalised sums in scratch.out, [rows, depth], with their maxima and totals.
-template <class T>
-void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long heads, long window, float scale,
-            AttentionScratch<T>& s) {
-    constexpr int R = TILE_ROWS;
+template <class T, class S>
+void attend(const Pass& pass, const Cache<S>& cache, const T* queries, long heads, long window, float scale,
+            AttentionScratch<S>& s) {
     const CacheShape& shape = cache.shape;
     const long depth = shape.depth(), group = pass.query_heads, rows = (pass.end - pass.begin) * group;
     const long per_block = shape.tiles(), stride = PIECE * TILE;
     for (long token = pass.begin; token < pass.end; ++token) {
         const T* from = queries + ((pass.chunk.first + token) * heads + pass.first_query_head) * depth;
-        std::memcpy(s.queries.data() + (token - pass.begin) * group * depth, from, group * depth * sizeof(T));
+        s.products.take((token - pass.begin) * group, from, group);
     }
     std::fill(s.out.begin(), s.out.begin() + rows * depth, 0.0f);
     std::fill(s.maximum.begin(), s.maximum.begin() + rows, -std::numeric_limits<float>::infinity());
@@ -168,7 +172,7 @@ void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long head
     const long first_position = pass.chunk.position + pass.begin, last_position = pass.chunk.position + pass.end - 1;
     for (long piece = pass.first_tile; piece < pass.last_tile; piece += PIECE) {
         const long tiles = std::min(PIECE, pass.last_tile - piece);
-        const T *keys[PIECE], *values[PIECE];
+        const S *keys[PIECE], *values[PIECE];
         for (long t = 0; t < tiles; ++t) {
             const long block = pass.chunk.table[(piece + t) / per_block];
             const long place = cache.place(block, pass.kv_head, (piece + t) % per_block);
@@ -177,20 +181,12 @@ void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long head
         // With few rows a piece is over before the processor has guessed where the next one lies.
         for (long t = piece + PIECE; t < std::min(piece + 2 * PIECE, pass.last_tile); ++t) {
             const long place = cache.place(pass.chunk.table[t / per_block], pass.kv_head, t % per_block);
-            for (long i = 0; i < shape.tile_elements(); i += 64 / long(sizeof(T))) {
+            for (long i = 0; i < cache.tile_size(shape); i += 64 / long(sizeof(S))) {
                 prefetch(cache.keys + place + i);
                 prefetch(cache.values + place + i);
             }
         }
-        long t = 0;
-        for (; t + 2 <= tiles; t += 2) {
-            const T* const both[2] = {keys[t], keys[t + 1]};
-            score_rows<R, 2>(s.queries.data(), rows, depth, both, s.scores.data() + t * TILE, stride);
-        }
-        if (t < tiles) {
-            const T* const one[1] = {keys[t]};
-            score_rows<R, 1>(s.queries.data(), rows, depth, one, s.scores.data() + t * TILE, stride);
-        }
+        s.products.score(keys, tiles, rows, s.scores.data());
         for (long t = 0; t < tiles; ++t) {
             const long in_block = (piece + t) % per_block * TILE;
             const long first_key = (piece + t) / per_block * shape.block_size + in_block;
@@ -206,17 +202,18 @@ void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long head
             F32 best = load(scores);
             for (long t = 1; t < tiles; ++t) best = max(best, load(scores + t * TILE));
             const float maximum = std::max(s.maximum[r], largest(best) * scale);
-            T* weights = s.weights.data() + r * stride;
             if (maximum == -std::numeric_limits<float>::infinity()) {  // nothing to see in this piece
-                std::fill(weights, weights + tiles * TILE, T{});
+                for (long t = 0; t < tiles; ++t) s.products.weigh(r, t, zero(), values[t]);
+                s.products.weighed(r, tiles);
                 continue;
             }
             F32 total = zero();
             for (long t = 0; t < tiles; ++t) {
                 F32 p = exp(sub(mul(load(scores + t * TILE), set1(scale)), set1(maximum)));
-                store_as(weights + t * TILE, p);
+                s.products.weigh(r, t, p, values[t]);
                 total = add(total, p);
             }
+            s.products.weighed(r, tiles);
             const float fade = s.maximum[r] == maximum ? 1.0f : std::exp(s.maximum[r] - maximum);
             s.total[r] = s.total[r] * fade + sum(total);
             s.maximum[r] = maximum;
@@ -225,7 +222,7 @@ void attend(const Pass& pass, const Cache<T>& cache, const T* queries, long head
                 for (long d = 0; d < depth; d += LANES) store(out + d, mul(load(out + d), set1(fade)));
             }
         }
-        mix_rows<R>(s.weights.data(), stride, values, tiles, rows, depth, s.out.data());
+        s.products.mix(values, tiles, rows, s.out.data());
     }
 }
 

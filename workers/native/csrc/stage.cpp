@@ -139,7 +139,8 @@ struct PhxStage {
 
 namespace {
 
-template <class T> class Stage final : public PhxStage {
+// Activations in T, keys and values kept in S.
+template <class T, class S> class Stage final : public PhxStage {
   public:
     Stage(const PhxShape& shape, const PhxLayer* layers, long count, const Weight* embedding, const float* norm,
           const Weight* head)
@@ -154,8 +155,8 @@ template <class T> class Stage final : public PhxStage {
           floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)) {
         const CacheShape cache{s.kv_blocks, s.block_size, s.kv_heads, s.head_dim};
         for (long layer = 0; layer < count; ++layer) {
-            keys_.emplace_back(cache.elements());
-            values_.emplace_back(cache.elements());
+            keys_.emplace_back(Cache<S>::size(cache));
+            values_.emplace_back(Cache<S>::size(cache));
             caches_.push_back({cache, keys_.back().get(), values_.back().get()});
         }
         const long group = query_heads_.empty() ? 1 : *std::max_element(query_heads_.begin(), query_heads_.end());
@@ -344,7 +345,7 @@ template <class T> class Stage final : public PhxStage {
     // Rotates queries and keys, and puts keys and values into the cache.
     void place(long layer, int thread) {
         const PhxLayer& l = layers_[layer];
-        const Cache<T>& cache = caches_[layer];
+        const Cache<S>& cache = caches_[layer];
         const long dim = s.head_dim, half = dim / 2;
         float *key = row_[thread].get(), *value = key + depth_;
         std::fill_n(key, 2 * depth_, 0.0f);
@@ -391,7 +392,7 @@ template <class T> class Stage final : public PhxStage {
 
     template <class Out> void attend_all(long layer, Out* out, long stride, int thread) {
         const float scale = 1.0f / std::sqrt(float(s.head_dim));
-        AttentionScratch<T>& scratch = scratch_[thread];
+        AttentionScratch<S>& scratch = scratch_[thread];
         const long size = most_rows_ * (depth_ + 2), window = layers_[layer].window;
         for (long i; (i = team_.claim(1)) < long(passes_.size());) {
             Pass pass = passes_[i];
@@ -546,11 +547,11 @@ template <class T> class Stage final : public PhxStage {
     Buffer<T> queries_;                   // [tokens, heads, depth]
     Input input_, mixed_, gated_;         // of qkv, gate_up and head; of out; of down
     Buffer<float> floats_;                // rows on their way to a quantised input
-    std::vector<Buffer<T>> keys_, values_;
-    std::vector<Cache<T>> caches_;
+    std::vector<Buffer<S>> keys_, values_;
+    std::vector<Cache<S>> caches_;
 
     std::vector<Input> few_;              // by thread
-    std::vector<AttentionScratch<T>> scratch_;
+    std::vector<AttentionScratch<S>> scratch_;
     std::vector<Buffer<float>> row_;
     std::vector<std::vector<float>> best_values_;
     std::vector<std::vector<int32_t>> best_ids_;
@@ -573,8 +574,11 @@ extern "C" {
 PhxStage* phx_stage_new(const PhxShape* shape, const PhxLayer* layers, long count, const Weight* embedding,
                         const float* norm, const Weight* head) {
     try {
-        if (shape->float32) return new Stage<float>(*shape, layers, count, embedding, norm, head);
-        return new Stage<bf16>(*shape, layers, count, embedding, norm, head);
+        const auto stage = [&](auto activation, auto kept) -> PhxStage* {
+            return new Stage<decltype(activation), decltype(kept)>(*shape, layers, count, embedding, norm, head);
+        };
+        if (shape->float32) return shape->int8_cache ? stage(float{}, int8_t{}) : stage(float{}, float{});
+        return shape->int8_cache ? stage(bf16{}, int8_t{}) : stage(bf16{}, bf16{});
     } catch (const std::bad_alloc&) {
         return nullptr;
     }
