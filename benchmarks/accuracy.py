@@ -1,18 +1,20 @@
-"""What each way of keeping weights costs in quality: perplexity on a fixed text, and agreement with float32.
+"""What each way of keeping weights, keys and values costs in quality: perplexity on a fixed text, and agreement with
+float32.
 
 python -m benchmarks.accuracy MODEL [--gguf FILE]... [--only NAME]...
 
 MODEL is kept in float32, bfloat16, 8 and 4 bits (group-wise, made while loading), and each FILE as it is, with
-activations in bfloat16. The text is `accuracy.txt`, in windows of 256 tokens which each begin anew, one token of every
-window in a step. Agreement with float32 is told twice: how often the likeliest next token of the text is the same, and
-how much of a greedy continuation (64 tokens after the first 64 of each window) is the same up to the first token that
-differs, since all that follow differ for that reason.
+activations in bfloat16; each of the former also with keys and values in 8 bits ("int8 KV"). The text is `accuracy.txt`,
+in windows of 256 tokens which each begin anew, one token of every window in a step. Agreement with float32 is told
+twice: how often the likeliest next token of the text is the same, and how much of a greedy continuation (64 tokens
+after the first 64 of each window) is the same up to the first token that differs, since all that follow differ for that
+reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +27,7 @@ from torch import Tensor
 from cluster.models import resolve_model
 from cluster.text import load_tokenizer
 from partitioning.checkpoint import open_checkpoint
-from partitioning.model_spec import DType, WeightType
+from partitioning.model_spec import CacheType, DType, WeightType
 from partitioning.plan import Plan
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
@@ -56,12 +58,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Way:
-    """A way of keeping the weights of a model."""
+    """A way of keeping the weights of a model, and its keys and values."""
 
     name: str
     model: Path
     dtype: DType
     weights: WeightType
+    kv_cache: CacheType = "auto"
+
+    def with_int8_cache(self) -> Way:
+        return replace(self, name=f"{self.name}, int8 KV", kv_cache="int8")
 
 
 def main(
@@ -70,11 +76,14 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="These ways alone, and float32; may be given again.")] = None,
 ) -> None:
     path = resolve_model(model)
-    ways = [
+    kept = [
         Way("float32", path, "float32", "dense"),
         Way("bfloat16", path, "bfloat16", "dense"),
         Way("int8", path, "bfloat16", "int8"),
         Way("int4", path, "bfloat16", "int4"),
+    ]
+    ways = [
+        *(own for way in kept for own in (way, way.with_int8_cache())),
         *(Way(file.name, file, "bfloat16", "auto") for file in gguf or []),
     ]
     ways = [way for way in ways if not only or way.name in ("float32", *only)]
@@ -102,6 +111,7 @@ def _plan(way: Way, sequences: int) -> Plan:
         spec,
         dtype=way.dtype,
         weights=way.weights,
+        kv_cache=way.kv_cache,
         max_model_len=_WINDOW,
         kv_block_size=_BLOCK,
         kv_cache_tokens=sequences * _WINDOW,

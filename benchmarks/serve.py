@@ -1,7 +1,7 @@
 """TTFT, TPOT, throughput, peak memory, and the control plane's share of a step, for one deployment.
 
-python -m benchmarks.serve MODEL|SPEC.yaml [--tp N] [--pp N] [--dtype TYPE] [--weights TYPE] [--threads N]
-    [--repeat N] [--json]
+python -m benchmarks.serve MODEL|SPEC.yaml [--tp N] [--pp N] [--dtype TYPE] [--weights TYPE] [--kv-cache TYPE]
+    [--threads N] [--repeat N] [--json]
 
 Runs one replica on this machine with all its ranks, without Ray and the gateway; benchmarks/gateway.py measures these.
 """
@@ -21,7 +21,7 @@ from benchmarks.workload import WARM_UP, WORKLOADS, Measurement, Times, Workload
 from cluster.models import resolve_model
 from cluster.spec import DeploymentSpec
 from partitioning.checkpoint import open_checkpoint
-from partitioning.model_spec import DType, WeightType
+from partitioning.model_spec import CacheType, DType, WeightType
 from partitioning.plan import Plan
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
@@ -39,11 +39,12 @@ def main(
     pp: int | None = None,
     dtype: DType | None = None,
     weights: Annotated[WeightType | None, typer.Option(help="How matrices are kept; see docs/deployment.md.")] = None,
+    kv_cache: Annotated[CacheType | None, typer.Option(help="How keys and values are kept.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each rank. Default: its share of the cores.")] = None,
     repeat: int = 3,
     json: Annotated[bool, typer.Option("--json", help="One JSON line for each measurement.")] = False,
 ) -> None:
-    fields = {"tp": tp, "pp": pp, "dtype": dtype, "weights": weights}
+    fields = {"tp": tp, "pp": pp, "dtype": dtype, "weights": weights, "kv_cache": kv_cache}
     given = {key: value for key, value in fields.items() if value is not None}
     is_file = target.endswith((".yaml", ".yml"))
     spec = DeploymentSpec.read(Path(target), **given) if is_file else DeploymentSpec.of({"model": target, **given})
@@ -75,6 +76,7 @@ def _plan(spec: DeploymentSpec, threads: int | None) -> Plan:
         model,
         dtype=spec.dtype,
         weights=spec.weights,
+        kv_cache=spec.kv_cache,
         max_model_len=2048,
         max_batch_tokens=spec.max_batch_tokens,
         kv_block_size=spec.kv_block_size,

@@ -101,6 +101,7 @@ class Coordinator:
             model,
             dtype=spec.dtype,
             weights=spec.weights,
+            kv_cache=spec.kv_cache,
             max_model_len=spec.max_model_len,
             max_batch_tokens=spec.max_batch_tokens,
             kv_block_size=spec.kv_block_size,

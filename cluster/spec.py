@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from partitioning.model_spec import DType, WeightType
+from partitioning.model_spec import CacheType, DType, WeightType
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -45,6 +45,9 @@ class DeploymentSpec(BaseModel):
             description="auto: a GGUF file's 8 and 4-bit blocks as they are, unless dtype is float32, anything else in "
             "dtype; dense: always in dtype; int8, int4: quantised while loading."
         ),
+    ] = "auto"
+    kv_cache: Annotated[
+        CacheType, Field(description="auto: keys and values in dtype; int8: in 8 bits, about twice as many tokens.")
     ] = "auto"
     max_model_len: Annotated[
         Positive | None, Field(description="Longest sequence in tokens. Default: the model's, at most 8192.")

@@ -98,6 +98,7 @@ def number_ranks(
         model_path=model_path,
         dtype=settings.dtype,
         weights=settings.weights,
+        kv_cache=settings.kv_cache,
         tp=len(stages[0].ranks),
         pp=len(stages),
         ranks=tuple(ranks),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, log2
 
-from partitioning.model_spec import DTYPE_BYTES, DType, ModelSpec, WeightType
+from partitioning.model_spec import DTYPE_BYTES, CacheType, DType, ModelSpec, WeightType
 from partitioning.topology import DeviceKind, DeviceSpec, Link
 
 # The share of the data sheet's figures that good kernels reach.
@@ -62,6 +62,19 @@ class ParameterBytes:
     vector: float
 
 
+@dataclass(frozen=True)
+class CacheBytes:
+    """Bytes of KV cache in memory: of one element, and of what a head's key or value of one token has beside its
+    elements."""
+
+    element: int
+    scale: int = 0
+
+    def vector(self, head_dim: int) -> int:
+        """Of one head's key, or its value, of one token."""
+        return head_dim * self.element + self.scale
+
+
 def parameter_bytes(dtype: DType, weights: WeightType) -> ParameterBytes:
     """Quantised weights have 16 bits of scale (and, in 4 bits, 16 of offset) for every 32 codes. A GGUF file's own
     blocks ("auto") are counted as if they were expanded: the most that they can take."""
@@ -70,6 +83,11 @@ def parameter_bytes(dtype: DType, weights: WeightType) -> ParameterBytes:
         return ParameterBytes(size, size, size)
     eight, four = 8.5 / 8, 5 / 8
     return ParameterBytes(eight if weights == "int8" else four, eight, size)
+
+
+def cache_bytes(dtype: DType, kv_cache: CacheType) -> CacheBytes:
+    """Eight bits come with a float32 scale for every head's key and value of a token."""
+    return CacheBytes(1, 4) if kv_cache == "int8" else CacheBytes(DTYPE_BYTES[dtype])
 
 
 def layer_parameters(model: ModelSpec, part: Slice) -> int:
@@ -94,9 +112,9 @@ def weight_bytes(model: ModelSpec, stored: ParameterBytes, part: Slice) -> int:
     return round(size)
 
 
-def kv_token_bytes(model: ModelSpec, dtype: DType, part: Slice) -> int:
+def kv_token_bytes(model: ModelSpec, cached: CacheBytes, part: Slice) -> int:
     """Bytes of KV cache that one token takes on a rank."""
-    return 2 * part.layers * part.kv_heads * model.head_dim * DTYPE_BYTES[dtype]
+    return 2 * part.layers * part.kv_heads * cached.vector(model.head_dim)
 
 
 def reserve_bytes(model: ModelSpec, dtype: DType, part: Slice, kind: DeviceKind, max_batch_tokens: int) -> int:
@@ -111,21 +129,21 @@ def reserve_bytes(model: ModelSpec, dtype: DType, part: Slice, kind: DeviceKind,
 
 
 def compute_seconds(
-    model: ModelSpec, dtype: DType, stored: ParameterBytes, part: Slice, device: DeviceSpec, load: Load
+    model: ModelSpec, cached: CacheBytes, stored: ParameterBytes, part: Slice, device: DeviceSpec, load: Load
 ) -> float:
     """Seconds one rank computes in a step, communication apart."""
-    layers = part.layers * layer_seconds(model, dtype, stored, part, device, load)
+    layers = part.layers * layer_seconds(model, cached, stored, part, device, load)
     return layers + ends_seconds(model, stored, part, device, load)
 
 
 def layer_seconds(
-    model: ModelSpec, dtype: DType, stored: ParameterBytes, part: Slice, device: DeviceSpec, load: Load
+    model: ModelSpec, cached: CacheBytes, stored: ParameterBytes, part: Slice, device: DeviceSpec, load: Load
 ) -> float:
     """Seconds of one layer. Its bytes are the weights and the KV cache of all sequences, read once; its operations
     two for every weight and token, and four for every query head's element and attended token (two products)."""
     size = stored.layer
     parameters = layer_parameters(model, part)
-    kv_bytes = 2 * part.kv_heads * model.head_dim * DTYPE_BYTES[dtype] * load.sequences * load.context
+    kv_bytes = 2 * part.kv_heads * cached.vector(model.head_dim) * load.sequences * load.context
     attention = 4 * part.heads * model.head_dim * load.context * load.tokens
     seconds = _roofline(device, size, parameters * size + kv_bytes, 2 * parameters * load.tokens + attention)
     return seconds + _LAYER_START[device.kind]

@@ -28,7 +28,7 @@ class MemoryShortError(PlanError):
     def __str__(self) -> str:
         return (
             f"{self.shortfall}. Raise tp or pp, lower max_model_len, max_batch_tokens or kv_cache_tokens, "
-            "or use a smaller dtype"
+            "or use a smaller dtype or an int8 kv_cache"
         )
 
 
@@ -59,7 +59,7 @@ def check_memory(model: ModelSpec, settings: PlanSettings, stages: Sequence[Stag
     missing: dict[RankLayout, int] = {}
     for number, rank in enumerate(layouts):
         if rank not in missing:
-            kv = kv_token_bytes(model, settings.dtype, rank.part) * tokens
+            kv = kv_token_bytes(model, settings.cached, rank.part) * tokens
             missing[rank] = kv - room_bytes(model, settings, rank.part, rank.device)
         if missing[rank] > lack:
             worst, lack = number, missing[rank]
@@ -67,7 +67,7 @@ def check_memory(model: ModelSpec, settings: PlanSettings, stages: Sequence[Stag
         return
     rank = layouts[worst]
     weights = weight_bytes(model, settings.stored, rank.part)
-    kv = kv_token_bytes(model, settings.dtype, rank.part) * tokens
+    kv = kv_token_bytes(model, settings.cached, rank.part) * tokens
     reserve = reserve_bytes(model, settings.dtype, rank.part, rank.device.kind, settings.max_batch_tokens)
     usable = int(rank.device.memory_bytes * settings.memory_fraction)
     raise MemoryShortError(
@@ -84,5 +84,5 @@ def gigabytes(size: int) -> str:
 
 def _kv_capacity(model: ModelSpec, settings: PlanSettings, rank: RankLayout) -> float:
     """Tokens of KV cache that fit a rank; a rank without KV heads has no limit."""
-    token = kv_token_bytes(model, settings.dtype, rank.part)
+    token = kv_token_bytes(model, settings.cached, rank.part)
     return room_bytes(model, settings, rank.part, rank.device) // token if token else inf

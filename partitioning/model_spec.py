@@ -9,6 +9,8 @@ DType = Literal["float32", "bfloat16", "float16"]
 # How matrices are kept. auto: in the 8 or 4 bits of the file where it has such and the float type is one of 16 bits,
 # else as floats.
 WeightType = Literal["auto", "dense", "int8", "int4"]
+# How keys and values are kept. auto: in the float type; int8: with a scale for each head's key and value of a token.
+CacheType = Literal["auto", "int8"]
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}

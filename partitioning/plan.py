@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partitioning.model_spec import DType, ModelSpec, WeightType
+from partitioning.model_spec import CacheType, DType, ModelSpec, WeightType
 
 
 class PlanError(ValueError):
@@ -82,6 +82,7 @@ class Plan:
     model_path: str
     dtype: DType
     weights: WeightType
+    kv_cache: CacheType
     tp: int
     pp: int
     ranks: tuple[RankPlan, ...]

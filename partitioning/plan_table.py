@@ -30,7 +30,8 @@ def _heading(plan: Plan) -> Text:
     model = plan.model
     return Text(
         f"{model.name}: {model.family}, {model.num_layers} layers, {model.num_heads} heads / {model.num_kv_heads} KV, "
-        f"{plan.dtype}, weights {plan.weights}; tp={plan.tp} pp={plan.pp} replicas={plan.replicas}",
+        f"{plan.dtype}, weights {plan.weights}, KV cache {plan.kv_cache}; "
+        f"tp={plan.tp} pp={plan.pp} replicas={plan.replicas}",
         style="bold",
     )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partitioning.costs import Load, ParameterBytes, parameter_bytes
-from partitioning.model_spec import DType, ModelSpec, WeightType
+from partitioning.costs import CacheBytes, Load, ParameterBytes, cache_bytes, parameter_bytes
+from partitioning.model_spec import CacheType, DType, ModelSpec, WeightType
 from partitioning.plan import PlanError
 
 # The request that layouts are balanced and compared for.
@@ -29,6 +29,7 @@ class PlanSettings:
     kv_cache_tokens: int | None = None
     memory_fraction: float = 0.9
     weights: WeightType = "auto"
+    kv_cache: CacheType = "auto"
 
     @property
     def needed_tokens(self) -> int:
@@ -38,6 +39,10 @@ class PlanSettings:
     @property
     def stored(self) -> ParameterBytes:
         return parameter_bytes(self.dtype, self.weights)
+
+    @property
+    def cached(self) -> CacheBytes:
+        return cache_bytes(self.dtype, self.kv_cache)
 
     @property
     def prefill(self) -> Load:
@@ -56,6 +61,7 @@ def plan_settings(
     kv_cache_tokens: int | None = None,
     memory_fraction: float = 0.9,
     weights: WeightType = "auto",
+    kv_cache: CacheType = "auto",
 ) -> PlanSettings:
     """Settings with the model's own dtype and (up to 8192 tokens) length where none is given.
 
@@ -75,5 +81,12 @@ def plan_settings(
     if not 0 < memory_fraction <= 1:
         raise PlanError(f"memory_fraction must be above 0 and at most 1, got {memory_fraction}")
     return PlanSettings(
-        dtype or model.dtype, length, max_batch_tokens, kv_block_size, kv_cache_tokens, memory_fraction, weights
+        dtype or model.dtype,
+        length,
+        max_batch_tokens,
+        kv_block_size,
+        kv_cache_tokens,
+        memory_fraction,
+        weights,
+        kv_cache,
     )

@@ -77,15 +77,14 @@ def _layer_spans(
                 f"that add up to the model's {model.num_layers} layers"
             )
         return spans(layer_split)
-    dtype = settings.dtype
     chunks = PROMPT_TOKENS / settings.prefill.tokens
     seconds, extra, room = [], [], []
     for stage in stages:
         parts = [(rank.part, rank.device) for rank in dict.fromkeys(stage.ranks)]
         seconds.append(
             max(
-                chunks * layer_seconds(model, dtype, settings.stored, part, device, settings.prefill)
-                + NEW_TOKENS * layer_seconds(model, dtype, settings.stored, part, device, DECODE)
+                chunks * layer_seconds(model, settings.cached, settings.stored, part, device, settings.prefill)
+                + NEW_TOKENS * layer_seconds(model, settings.cached, settings.stored, part, device, DECODE)
                 for part, device in parts
             )
         )
@@ -104,11 +103,10 @@ def _layer_spans(
 
 
 def _layers_that_fit(model: ModelSpec, settings: PlanSettings, rank: RankLayout) -> int:
-    dtype = settings.dtype
     without = room_bytes(model, settings, replace(rank.part, layers=0), rank.device)
     one = replace(rank.part, layers=1)
     layer = layer_parameters(model, one) * settings.stored.layer
-    layer += kv_token_bytes(model, dtype, one) * settings.needed_tokens
+    layer += kv_token_bytes(model, settings.cached, one) * settings.needed_tokens
     return int(max(0, without) // layer)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands import WEIGHTS_HELP
-from partitioning.model_spec import DType, WeightType
+from cluster.commands import KV_CACHE_HELP, WEIGHTS_HELP
+from partitioning.model_spec import CacheType, DType, WeightType
 
 if TYPE_CHECKING:
     from cluster.gateway.requests import Job, Limits
@@ -34,6 +34,7 @@ def generate(
     pp: Annotated[int, typer.Option(min=1, help="Stages the layers are divided into.")] = 1,
     dtype: Annotated[DType | None, typer.Option(help="Float type. Default: the checkpoint's.")] = None,
     weights: Annotated[WeightType, typer.Option(help=WEIGHTS_HELP)] = "auto",
+    kv_cache: Annotated[CacheType, typer.Option(help=KV_CACHE_HELP)] = "auto",
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of the KV cache.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
@@ -95,7 +96,12 @@ def generate(
     with open_checkpoint(path) as checkpoint:
         spec = checkpoint.spec
     settings = plan_settings(
-        spec, dtype=dtype, weights=weights, max_model_len=max_model_len, kv_cache_tokens=kv_cache_tokens
+        spec,
+        dtype=dtype,
+        weights=weights,
+        kv_cache=kv_cache,
+        max_model_len=max_model_len,
+        kv_cache_tokens=kv_cache_tokens,
     )
     plan = make_plan(spec, str(path.resolve()), local_topology(tp * pp), settings, tp=tp, pp=pp)
     try:

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.commands import WEIGHTS_HELP
+from cluster.commands import KV_CACHE_HELP, WEIGHTS_HELP
 from cluster.models import resolve_model
 from partitioning.devices import known_devices, parse_topology
 from partitioning.host_speed import ASSUMED, host_speed
-from partitioning.model_spec import DType, ModelSpec, WeightType
+from partitioning.model_spec import CacheType, DType, ModelSpec, WeightType
 from partitioning.plan_json import plan_to_json
 from partitioning.plan_table import TABLE_WIDTH, plan_table
 from partitioning.planner import auto_plan, make_plan
@@ -47,6 +47,7 @@ def plan(
         DType | None, typer.Option(help="Float type of weights and KV cache. Default: the checkpoint's.")
     ] = None,
     weights: Annotated[WeightType, typer.Option(help=WEIGHTS_HELP)] = "auto",
+    kv_cache: Annotated[CacheType, typer.Option(help=KV_CACHE_HELP)] = "auto",
     max_model_len: Annotated[
         int | None, typer.Option(help="Longest sequence. Default: the model's, at most 8192.")
     ] = None,
@@ -77,6 +78,7 @@ def plan(
         spec,
         dtype=dtype,
         weights=weights,
+        kv_cache=kv_cache,
         max_model_len=max_model_len,
         max_batch_tokens=max_batch_tokens,
         kv_cache_tokens=kv_cache_tokens,

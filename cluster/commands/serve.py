@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands import WEIGHTS_HELP
+from cluster.commands import KV_CACHE_HELP, WEIGHTS_HELP
 from cluster.spec import DeploymentSpec
-from partitioning.model_spec import DType, WeightType
+from partitioning.model_spec import CacheType, DType, WeightType
 
 _YAML = (".yaml", ".yml")
 
@@ -27,6 +27,7 @@ def serve(
     devices: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[DType | None, typer.Option(help="Float type of weights and KV cache.")] = None,
     weights: Annotated[WeightType | None, typer.Option(help=WEIGHTS_HELP)] = None,
+    kv_cache: Annotated[CacheType | None, typer.Option(help=KV_CACHE_HELP)] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of a replica's KV cache.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the deployment, unique in the cluster.")] = None,
@@ -46,6 +47,7 @@ def serve(
         "devices": devices,
         "dtype": dtype,
         "weights": weights,
+        "kv_cache": kv_cache,
         "max_model_len": max_model_len,
         "kv_cache_tokens": kv_cache_tokens,
         "name": name,

@@ -42,6 +42,13 @@ def test_json_is_one_object_with_the_tokens_of_transformers(model: Path, layout:
     assert (result["usage"]["prompt_tokens"], result["usage"]["completion_tokens"]) == (3, 20)
 
 
+def test_keys_and_values_in_8_bits(model: Path) -> None:
+    options = ["--token-ids", "7,200,31", "--max-tokens", "20", "--ignore-eos", "--kv-cache", "int8", "--json"]
+    alone, together = (json.loads(_generate(model, *options, "--tp", tp).stdout) for tp in ("1", "2"))
+    assert len(alone["outputs"][0]["token_ids"]) == 20
+    assert together["outputs"] == alone["outputs"]
+
+
 def test_text_is_streamed_to_standard_output_alone(model: Path) -> None:
     plain = _generate(model, "--prompt", "hello", "--max-tokens", "10", "--ignore-eos")
     as_json = _generate(model, "--prompt", "hello", "--max-tokens", "10", "--ignore-eos", "--json")
@@ -62,6 +69,7 @@ def test_text_is_streamed_to_standard_output_alone(model: Path) -> None:
         (["--prompt", "x", "--pp", "-1"], 2, "Invalid value for '--pp'"),
         (["--prompt", "x", "--tp", "100000000000"], 1, "ranks on one host are more than"),
         (["--prompt", "x", "--kv-cache-tokens", "0"], 1, "kv_cache_tokens must be at least 1"),
+        (["--prompt", "x", "--kv-cache", "int4"], 2, "'int4' is not one of 'auto', 'int8'"),
     ],
 )
 def test_a_wrong_option_is_one_line_about_it(model: Path, options: list[str], code: int, message: str) -> None:

@@ -59,6 +59,12 @@ def test_json_on_standard_output_is_a_plan(tmp_path: Path) -> None:
     assert [len(rank.layers) for rank in made.ranks] == [2, 2, 1, 1]
 
 
+def test_the_kv_cache_is_part_of_the_plan(bare_config: Path) -> None:
+    result = _run(bare_config, "--tp", "4", "--devices", "8xH100", "--kv-cache", "int8", "--json")
+    assert plan_from_json(result.stdout).kv_cache == "int8"
+    assert "KV cache int8" in _run(bare_config, "--tp", "4", "--devices", "8xH100", "--kv-cache", "int8").stdout
+
+
 def test_output_writes_the_same_plan_to_a_file(bare_config: Path, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     result = _run(bare_config, "--tp", "3", "--devices", "4xH200", "--output", file)
@@ -81,6 +87,7 @@ def test_a_plan_that_does_not_fit_is_an_error(bare_config: Path) -> None:
         ["--network-gbit", "10"],
         ["--layer-split", "a,b"],
         ["--dtype", "int8"],
+        ["--kv-cache", "int4"],
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(bare_config: Path, arguments: list[str]) -> None:

@@ -25,6 +25,7 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ({"tpp": 2}, "tpp: Extra inputs"),
         ({"name": "Not A Name"}, "name: "),
         ({"dtype": "int3"}, "dtype: "),
+        ({"kv_cache": "int4"}, "kv_cache: Input should be 'auto' or 'int8'"),
         ({"listen": "50051"}, "listen: "),
         ({"memory_fraction": 1.5}, "memory_fraction: "),
         ({"auto": True, "tp": 2}, "auto chooses tp"),

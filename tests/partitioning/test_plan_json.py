@@ -67,6 +67,7 @@ def test_heads_cut_by_hand_into_whole_groups_are_accepted() -> None:
         (("replica_devices", 1), [["node-0", "cuda:0"]] * 4, "given to more than one rank"),
         (("replica_devices",), [], "at least one replica"),
         (("kv_blocks",), 0, "at least 1"),
+        (("kv_cache",), "int4", "kv_cache: Input should be 'auto' or 'int8'"),
         (("kv_blocks",), "many", "kv_blocks: Input should be a valid integer"),
         (("model", "family"), "gpt5", "model.family"),
         (("layersplit",), 1, "layersplit: Unexpected keyword argument"),

@@ -130,6 +130,14 @@ def test_the_kv_cache_is_what_was_asked_for_or_what_memory_leaves() -> None:
     assert 0.6 < (kv_bytes + gpu.ranks[0].weight_bytes) / 72e9 < 1
 
 
+def test_eight_bits_leave_room_for_more_tokens_and_take_less_time_to_read() -> None:
+    cluster = parse_topology("2xH100")
+    settings = [plan_settings(LLAMA_70B, weights="int4", kv_cache=kind) for kind in ("auto", "int8")]
+    plain, eight = (make_plan(LLAMA_70B, "m", cluster, s, tp=2, pp=1) for s in settings)
+    assert eight.kv_blocks / plain.kv_blocks == pytest.approx(256 / 132, rel=1e-3)
+    assert eight.prediction.decode_seconds < plain.prediction.decode_seconds
+
+
 def test_a_host_keeps_most_of_its_memory_for_others() -> None:
     assert make_plan(SMOLLM2, "m", host(1, memory_gb=1000), tp=1, pp=1).kv_blocks * 16 == 65536
 

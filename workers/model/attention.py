@@ -7,29 +7,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workers.model.batch import Batch, Chunk, Decodes
+from workers.model.kept_rows import KeptRows
 
 
 class KVCache:
-    """The KV blocks of one layer: keys and values, each [blocks * block_size, kv_heads, head_dim]."""
+    """The KV blocks of one layer."""
 
-    def __init__(
-        self, blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        shape = (blocks * block_size, kv_heads, head_dim)
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
-        self._block_shape = (blocks, block_size * kv_heads * head_dim)
+    def __init__(self, keys: KeptRows, values: KeptRows) -> None:
+        self._keys, self._values = keys, values
 
-    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        self._keys.index_copy_(0, slots, keys)
-        self._values.index_copy_(0, slots, values)
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps keys and values [n, kv_heads, head_dim] at slots [n]; returns them as they will be read."""
+        return self._keys.write(slots, keys), self._values.write(slots, values)
 
     def read(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the blocks, one after the other: [len(blocks) * block_size, kv_heads, head_dim]."""
-        tail = self._keys.shape[1:]
-        keys = self._keys.view(self._block_shape).index_select(0, blocks)
-        values = self._values.view(self._block_shape).index_select(0, blocks)
-        return keys.view(-1, *tail), values.view(-1, *tail)
+        return self._keys.read(blocks), self._values.read(blocks)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, batch: Batch, window: int) -> Tensor:
@@ -38,7 +31,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, batch: Batch, window
     q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; returns [tokens, heads, head_dim]. Each query looks
     at its own sequence up to itself, within `window` tokens if that is not 0.
     """
-    cache.write(batch.cache_slots, k, v)
+    # A prompt looks at its keys and values as they are kept, however it is cut into chunks.
+    k, v = cache.write(batch.cache_slots, k, v)
     out = torch.empty_like(q)
     for group in batch.decodes:
         out[group.rows] = _decode(q[group.rows], cache, group, window)

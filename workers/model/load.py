@@ -10,6 +10,7 @@ from partitioning.quantised import Quantised
 from workers.collectives import Group
 from workers.model.attention import KVCache
 from workers.model.decoder import Decoder
+from workers.model.kept_rows import FloatRows, Int8Rows
 from workers.model.layers import Attention, Block, Embedding, GatedMLP, Linear, Norm
 from workers.model.readers import Readers
 from workers.model.rope import RotaryTable
@@ -44,7 +45,7 @@ class _Loader:
         )
 
     def _block(self, layer: LayerWeights) -> Block:
-        plan, rank, dim = self._plan, self._rank, self._plan.model.head_dim
+        rank, dim = self._rank, self._plan.model.head_dim
         return Block(
             attention_norm=self._norm(layer.attention_norm),
             attention=Attention(
@@ -56,7 +57,7 @@ class _Loader:
                 readers=self._readers,
                 head_dim=dim,
                 window=layer.window,
-                cache=KVCache(plan.kv_blocks, plan.kv_block_size, len(rank.kv_heads), dim, self._dtype, self._device),
+                cache=self._cache(),
                 group=self._group,
             ),
             mlp_norm=self._norm(layer.mlp_norm),
@@ -64,6 +65,22 @@ class _Loader:
                 Linear(self._matrix(stacked([layer.gate, layer.up]))), Linear(self._matrix(layer.down)), self._group
             ),
         )
+
+    def _cache(self) -> KVCache:
+        plan = self._plan
+        kind = Int8Rows if plan.kv_cache == "int8" else FloatRows
+        keys, values = (
+            kind(
+                plan.kv_blocks,
+                plan.kv_block_size,
+                len(self._rank.kv_heads),
+                plan.model.head_dim,
+                self._dtype,
+                self._device,
+            )
+            for _ in range(2)
+        )
+        return KVCache(keys, values)
 
     def _norm(self, weight: Tensor) -> Norm:
         return Norm(self._on(weight), self._plan.model.norm_eps)

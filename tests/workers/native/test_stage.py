@@ -57,12 +57,18 @@ def conversation(vocab_size: int, block_size: int) -> Iterator[StepPlan]:
         yield step(4 + position, block_size, (2, 71 + position, tokens(1)), (1, 5 + position, tokens(1)))
 
 
-def both(native: ctypes.CDLL, plan: Plan) -> tuple[Stage, Stage]:
-    config = config_for(plan)
-    with open_checkpoint(Path(plan.model_path)) as checkpoint:
-        weights = WeightReader(checkpoint, plan, plan.ranks[0])
-        torch_stage = TorchStage(weights, plan, plan.ranks[0], config, SoloGroup(), CPU)
-        return NativeStage(native, weights, plan, plan.ranks[0], config, SoloGroup()), torch_stage
+def both(native: ctypes.CDLL, plan: Plan, threads: int | None = None, **options: object) -> tuple[Stage, Stage]:
+    """The native stage, with so many threads, and the torch one."""
+    config = config_for(plan, **options)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with open_checkpoint(Path(plan.model_path)) as checkpoint:
+            weights = WeightReader(checkpoint, plan, plan.ranks[0])
+            torch_stage = TorchStage(weights, plan, plan.ranks[0], config, SoloGroup(), CPU)
+            return NativeStage(native, weights, plan, plan.ranks[0], config, SoloGroup()), torch_stage
+    finally:
+        torch.set_num_threads(before)
 
 
 def logits(stage: Stage, plan: StepPlan) -> Tensor:
@@ -128,16 +134,7 @@ def test_odd_shapes(native: ctypes.CDLL, tmp_path: Path) -> None:
 def test_long_decodes_are_shared_out_over_the_context(native: ctypes.CDLL, tmp_path: Path) -> None:
     path = make_tiny(tmp_path, "llama", max_position_embeddings=2048)
     plan = plan_for(path, max_model_len=2048, max_batch_tokens=1800, kv_cache_tokens=8192)
-    config = config_for(plan, max_model_len=2048, max_batch_tokens=1800)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with open_checkpoint(path) as checkpoint:
-            weights = WeightReader(checkpoint, plan, plan.ranks[0])
-            ours = NativeStage(native, weights, plan, plan.ranks[0], config, SoloGroup())
-            theirs = TorchStage(weights, plan, plan.ranks[0], config, SoloGroup(), CPU)
-    finally:
-        torch.set_num_threads(before)
+    ours, theirs = both(native, plan, threads=3, max_model_len=2048, max_batch_tokens=1800)
     prompt = np.random.default_rng(2).integers(0, 307, 1700).tolist()
     for planned in (step(1, 16, (0, 0, prompt)), step(2, 16, (0, 1700, [5]))):
         torch.testing.assert_close(logits(ours, planned), logits(theirs, planned), rtol=1e-4, atol=1e-4)

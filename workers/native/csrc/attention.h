@@ -1,68 +1,26 @@
 // Paged attention, straight from the KV blocks.
 //
-// The cache is kept in the shape that products read. A tile is 16 tokens of one KV head: keys as
-// [depth / PAIR][16 tokens][PAIR], values as [16 / PAIR][depth][PAIR], `depth` being head_dim filled up to 16. A block
-// of tokens is as many tiles for one head after the other. Softmax is taken piece by piece with a running maximum
-// (Milakov & Gimelshein, 2018; Dao et al., "FlashAttention", 2022).
+// Softmax is taken piece by piece with a running maximum (Milakov & Gimelshein, 2018; Dao et al., "FlashAttention",
+// 2022).
 #pragma once
 
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "attention_int8.h"
+#include "cache.h"
 #include "gemm.h"
 
 namespace phx {
 
-constexpr long TILE = 16;       // tokens
 constexpr long PIECE = 8;       // tiles whose scores are held at once
 constexpr long QUERY_ROWS = 48; // query tokens × heads that share one pass over the keys
-
-struct CacheShape {
-    long blocks, block_size, kv_heads, head_dim;
-    long depth() const { return round_up(head_dim, LANES); }
-    long tiles() const { return (block_size + TILE - 1) / TILE; }
-    long tile_elements() const { return TILE * depth(); }
-    long elements() const { return blocks * kv_heads * tiles() * tile_elements(); }
-};
-
-// The keys and values of one layer.
-template <class T> struct Cache {
-    CacheShape shape;
-    T *keys, *values;
-
-    long place(long block, long head, long tile) const {
-        return ((block * shape.kv_heads + head) * shape.tiles() + tile) * shape.tile_elements();
-    }
-    // One token's key and value for one head, filled up with zeros to `depth`.
-    void write(long block, long offset, long head, const float* key, const float* value) const {
-        constexpr long P = PAIR<T>;
-        const long at = place(block, head, offset / TILE), lane = offset % TILE, depth = shape.depth();
-        T* k = keys + at + lane * P;
-        T* v = values + at + lane / P * depth * P + lane % P;
-        for (long d = 0; d < depth; d += LANES) {
-            T both[2][LANES];
-            store_as(both[0], load(key + d));
-            store_as(both[1], load(value + d));
-            for (long i = 0; i < LANES; i += P) std::memcpy(k + (d + i) / P * TILE * P, both[0] + i, P * sizeof(T));
-            for (long i = 0; i < LANES; ++i) v[(d + i) * P] = both[1][i];
-        }
-    }
-};
 
 // A sequence's part of the batch: `count` tokens from `first` on, the first of them at `position`.
 struct Chunk {
     long first, count, position;
     const int32_t* table;  // its KV blocks
-};
-
-// A thread's room for one piece of work.
-template <class T> struct AttentionScratch {
-    std::vector<T> queries, weights;
-    std::vector<float> scores, out, maximum, total;
-    AttentionScratch(long rows, long depth)
-        : queries(rows * depth), weights(rows * PIECE * TILE), scores(rows * PIECE * TILE), out(rows * depth),
-          maximum(rows), total(rows) {}
 };
 
 // One pass: tokens [begin, end) of a chunk, all query heads of one KV head, tiles [first_tile, last_tile).
@@ -80,12 +38,12 @@ struct Pass {
 };
 
 // The tiles that a pass looks at next.
-template <class T> struct Piece {
+template <class S> struct Piece {
     long first = 0, count = 0;
-    const T *keys[PIECE], *values[PIECE];
+    const S *keys[PIECE], *values[PIECE];
 
     // Piece `number` of `pieces`, which are about as long as each other.
-    void find(const Pass& pass, const Cache<T>& cache, long number, long pieces) {
+    void find(const Pass& pass, const Cache<S>& cache, long number, long pieces) {
         const long tiles = pass.last_tile - pass.first_tile, per_block = cache.shape.tiles();
         first = pass.first_tile + tiles * number / pieces;
         count = pass.first_tile + tiles * (number + 1) / pieces - first;
@@ -174,6 +132,49 @@ void mix_rows(const T* weights, long stride, const T* const* values, const T* co
     }
 }
 
+// A pass's queries, its softmax's weights, and their products with a cache of the same type.
+template <class T> class FloatProducts {
+  public:
+    FloatProducts(long rows, long depth, long keys) : queries_(rows * depth), weights_(rows * keys), depth_(depth), keys_(keys) {}
+
+    // `count` rows from `row` on.
+    void take(long row, const T* queries, long count) {
+        std::memcpy(queries_.data() + row * depth_, queries, count * depth_ * sizeof(T));
+    }
+    // Scores of all rows, [rows, keys]. Here and in `mix`, tiles of `ahead` are fetched meanwhile.
+    void score(const T* const* keys, const T* const* ahead, long tiles, long rows, float* scores) const {
+        constexpr int R = TILE_ROWS;
+        long t = 0;
+        for (; t + 2 <= tiles; t += 2) {
+            score_rows<R, 2>(queries_.data(), rows, depth_, keys + t, ahead + t, scores + t * TILE, keys_);
+        }
+        if (t < tiles) score_rows<R, 1>(queries_.data(), rows, depth_, keys + t, ahead + t, scores + t * TILE, keys_);
+    }
+    // A row's weights of a tile's values; then, that it has those of all tiles.
+    PHX_INLINE void weigh(long row, long tile, F32 weight, const T*) {
+        store_as(weights_.data() + row * keys_ + tile * TILE, weight);
+    }
+    void weighed(long, long) {}
+    // out [rows, depth] += weights · values
+    void mix(const T* const* values, const T* const* ahead, long tiles, long rows, float* out) const {
+        mix_rows<TILE_ROWS>(weights_.data(), keys_, values, ahead, tiles, rows, depth_, out);
+    }
+
+  private:
+    std::vector<T> queries_, weights_;
+    const long depth_, keys_;
+};
+
+template <class S> using ProductsWith = std::conditional_t<Cache<S>::SCALED, Int8Products, FloatProducts<S>>;
+
+// A thread's room for one piece of work.
+template <class S> struct AttentionScratch {
+    ProductsWith<S> products;
+    std::vector<float> scores, out, maximum, total;
+    AttentionScratch(long rows, long depth)
+        : products(rows, depth, PIECE * TILE), scores(rows * PIECE * TILE), out(rows * depth), maximum(rows), total(rows) {}
+};
+
 // Infinity for the first 16, -infinity for the others.
 struct Visible {
     float limit[2 * TILE];
@@ -195,16 +196,15 @@ PHX_INLINE void hide(float* scores, long first_key, long keys, long position, lo
 
 // Leaves the unnormalised sums in scratch.out, [rows, depth], with their maxima and totals. `next` is the pass that this
 // thread will do after this one, or null.
-template <class T>
-void attend(const Pass& pass, const Pass* next, const Cache<T>& cache, const T* queries, long heads, long window,
-            float scale, AttentionScratch<T>& s) {
-    constexpr int R = TILE_ROWS;
+template <class T, class S>
+void attend(const Pass& pass, const Pass* next, const Cache<S>& cache, const T* queries, long heads, long window,
+            float scale, AttentionScratch<S>& s) {
     const CacheShape& shape = cache.shape;
     const long depth = shape.depth(), group = pass.query_heads, rows = (pass.end - pass.begin) * group;
     const long per_block = shape.tiles(), stride = PIECE * TILE;
     for (long token = pass.begin; token < pass.end; ++token) {
         const T* from = queries + ((pass.chunk.first + token) * heads + pass.first_query_head) * depth;
-        std::memcpy(s.queries.data() + (token - pass.begin) * group * depth, from, group * depth * sizeof(T));
+        s.products.take((token - pass.begin) * group, from, group);
     }
     std::fill(s.out.begin(), s.out.begin() + rows * depth, 0.0f);
     std::fill(s.maximum.begin(), s.maximum.begin() + rows, -std::numeric_limits<float>::infinity());
@@ -212,7 +212,7 @@ void attend(const Pass& pass, const Pass* next, const Cache<T>& cache, const T* 
     const long first_position = pass.chunk.position + pass.begin, last_position = pass.chunk.position + pass.end - 1;
     const F32 factor = set1(scale * LOG2_E);  // maxima and exponents are those of powers of 2
     const long pieces = pass.pieces();
-    Piece<T> piece, ahead;
+    Piece<S> piece, ahead;
     piece.find(pass, cache, 0, pieces);
     for (long number = 0; number < pieces; ++number, piece = ahead) {
         if (number + 1 < pieces) {
@@ -225,20 +225,12 @@ void attend(const Pass& pass, const Pass* next, const Cache<T>& cache, const T* 
         const long tiles = piece.count;
         for (long t = ahead.count; t < tiles; ++t) ahead.keys[t] = piece.keys[t], ahead.values[t] = piece.values[t];
         for (long t = tiles; t < ahead.count; ++t) {
-            for (long i = 0; i < shape.tile_elements(); i += LANES * PAIR<T>) {
+            for (long i = 0; i < cache.tile_size(shape); i += LINE / long(sizeof(S))) {
                 prefetch(ahead.keys[t] + i);
                 prefetch(ahead.values[t] + i);
             }
         }
-        long t = 0;
-        for (; t + 2 <= tiles; t += 2) {
-            float* to = s.scores.data() + t * TILE;
-            score_rows<R, 2>(s.queries.data(), rows, depth, piece.keys + t, ahead.keys + t, to, stride);
-        }
-        if (t < tiles) {
-            float* to = s.scores.data() + t * TILE;
-            score_rows<R, 1>(s.queries.data(), rows, depth, piece.keys + t, ahead.keys + t, to, stride);
-        }
+        s.products.score(piece.keys, ahead.keys, tiles, rows, s.scores.data());
         for (long t = 0; t < tiles; ++t) {
             const long in_block = (piece.first + t) % per_block * TILE;
             const long first_key = (piece.first + t) / per_block * shape.block_size + in_block;
@@ -254,18 +246,19 @@ void attend(const Pass& pass, const Pass* next, const Cache<T>& cache, const T* 
             F32 best = load(scores);
             for (long t = 1; t < tiles; ++t) best = max(best, load(scores + t * TILE));
             const float maximum = std::max(s.maximum[r], largest(best) * scale * LOG2_E);
-            T* weights = s.weights.data() + r * stride;
             if (maximum == -std::numeric_limits<float>::infinity()) {  // nothing to see in this piece
-                std::fill(weights, weights + tiles * TILE, T{});
+                for (long t = 0; t < tiles; ++t) s.products.weigh(r, t, zero(), piece.values[t]);
+                s.products.weighed(r, tiles);
                 continue;
             }
             const F32 shift = set1(-maximum);
             F32 total = zero();
             for (long t = 0; t < tiles; ++t) {
                 const F32 p = exp2<EXP_TERMS<T>>(fma(load(scores + t * TILE), factor, shift));
-                store_as(weights + t * TILE, p);
+                s.products.weigh(r, t, p, piece.values[t]);
                 total = add(total, p);
             }
+            s.products.weighed(r, tiles);
             const float fade = s.maximum[r] == maximum ? 1.0f : std::exp2(s.maximum[r] - maximum);
             s.total[r] = s.total[r] * fade + sum(total);
             s.maximum[r] = maximum;
@@ -274,7 +267,7 @@ void attend(const Pass& pass, const Pass* next, const Cache<T>& cache, const T* 
                 for (long d = 0; d < depth; d += LANES) store(out + d, mul(load(out + d), set1(fade)));
             }
         }
-        mix_rows<R>(s.weights.data(), stride, piece.values, ahead.values, tiles, rows, depth, s.out.data());
+        s.products.mix(piece.values, ahead.values, tiles, rows, s.out.data());
     }
 }
 

@@ -10,7 +10,8 @@
 
 #if defined(__x86_64__)
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 says it of its own undefined vectors
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 says both of its own undefined vectors
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #endif
@@ -51,6 +52,7 @@ PHX_INLINE I32 to_int(F32 x) { return _mm512_cvtps_epi32(x); }  // to nearest
 PHX_INLINE int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a); }
 PHX_INLINE void store_bytes(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
 template <int N> PHX_INLINE I32 shift_left(I32 x) { return _mm512_slli_epi32(x, N); }
+template <int N> PHX_INLINE I32 shift_right(I32 x) { return _mm512_srai_epi32(x, N); }  // keeps the sign
 PHX_INLINE F32 as_float(I32 x) { return _mm512_castsi512_ps(x); }
 PHX_INLINE I32 as_int(F32 x) { return _mm512_castps_si512(x); }
 PHX_INLINE F32 load_f16(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
@@ -127,6 +129,7 @@ PHX_INLINE void store_bytes(int8_t* p, I32 x) {  // of values that fit
     for (int i = 0; i < LANES; ++i) p[i] = int8_t(x.part[i / REGISTER][i % REGISTER]);
 }
 template <int N> PHX_INLINE I32 shift_left(I32 x) { PHX_EACH(I32, x.part[i] << N); }
+template <int N> PHX_INLINE I32 shift_right(I32 x) { PHX_EACH(I32, x.part[i] >> N); }
 PHX_INLINE F32 as_float(I32 x) { PHX_EACH(F32, (NativeF)x.part[i]); }
 PHX_INLINE I32 as_int(F32 x) { PHX_EACH(I32, (NativeI)x.part[i]); }
 
@@ -192,12 +195,15 @@ template <class T> constexpr int PAIR = sizeof(float) / sizeof(T);
 // A vector of weights: 16 columns, PAIR<T> rows each.
 PHX_INLINE F32 load_weights(const float* p) { return load(p); }
 PHX_INLINE I32 load_weights(const bf16* p) { return load(reinterpret_cast<const int32_t*>(p)); }
+PHX_INLINE I32 load_weights(const int8_t* p) { return load(reinterpret_cast<const int32_t*>(p)); }
 PHX_INLINE F32 spread(const float* p) { return set1(*p); }
-PHX_INLINE I32 spread(const bf16* p) {
-    int32_t pair;
-    std::memcpy(&pair, p, 4);
-    return set1(pair);
+PHX_INLINE I32 spread_word(const void* p) {
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    return set1(word);
 }
+PHX_INLINE I32 spread(const bf16* p) { return spread_word(p); }
+PHX_INLINE I32 spread(const int8_t* p) { return spread_word(p); }
 
 PHX_INLINE F32 dot(F32 acc, F32 a, F32 b) { return fma(a, b, acc); }
 // acc + a.low * b.low + a.high * b.high in each lane.

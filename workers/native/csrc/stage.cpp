@@ -132,7 +132,8 @@ struct PhxStage {
 
 namespace {
 
-template <class T> class Stage final : public PhxStage {
+// Activations in T, keys and values kept in S.
+template <class T, class S> class Stage final : public PhxStage {
   public:
     Stage(const PhxShape& shape, const PhxLayer* layers, long count, const Weight* embedding, const float* norm,
           const Weight* head)
@@ -146,10 +147,11 @@ template <class T> class Stage final : public PhxStage {
           mixed_(shape.max_tokens, shape.heads * shape.head_dim), gated_(shape.max_tokens, shape.mlp),
           floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)) {
         const CacheShape cache{s.kv_blocks, s.block_size, s.kv_heads, s.head_dim};
-        kept_ = Buffer<T>(2 * count * cache.elements());
+        const long size = Cache<S>::size(cache);
+        kept_ = Buffer<S>(2 * count * size);
         for (long layer = 0; layer < count; ++layer) {
-            T* keys = kept_.get() + 2 * layer * cache.elements();
-            caches_.push_back({cache, keys, keys + cache.elements()});
+            S* keys = kept_.get() + 2 * layer * size;
+            caches_.push_back({cache, keys, keys + size});
         }
         const long group = query_heads_.empty() ? 1 : *std::max_element(query_heads_.begin(), query_heads_.end());
         most_rows_ = std::max(QUERY_ROWS, group);
@@ -339,7 +341,7 @@ template <class T> class Stage final : public PhxStage {
     // Rotates queries and keys, and puts keys and values into the cache.
     void place(long layer, int thread) {
         const PhxLayer& l = layers_[layer];
-        const Cache<T>& cache = caches_[layer];
+        const Cache<S>& cache = caches_[layer];
         const long dim = s.head_dim, half = dim / 2;
         float *key = row_[thread].get(), *value = key + depth_;
         std::fill_n(key, 2 * depth_, 0.0f);
@@ -401,7 +403,7 @@ template <class T> class Stage final : public PhxStage {
     // put(token, column, F32, count) gets what the query heads have found.
     template <class Put> void attend_all(long layer, Put put, int thread) {
         const float scale = 1.0f / std::sqrt(float(s.head_dim));
-        AttentionScratch<T>& scratch = scratch_[thread];
+        AttentionScratch<S>& scratch = scratch_[thread];
         const long size = most_rows_ * (depth_ + 2), window = layers_[layer].window;
         const long count = long(passes_.size());
         for (long i = thread, following; i < count; i = following) {
@@ -554,11 +556,11 @@ template <class T> class Stage final : public PhxStage {
     Buffer<T> queries_;                   // [tokens, heads, depth]
     Input input_, mixed_, gated_;         // of qkv, gate_up and head; of out; of down
     Buffer<float> floats_;                // rows on their way to a quantised input
-    Buffer<T> kept_;                      // the keys and values of all layers
-    std::vector<Cache<T>> caches_;
+    Buffer<S> kept_;                      // the keys and values of all layers
+    std::vector<Cache<S>> caches_;
 
     std::vector<Input> few_;              // by thread
-    std::vector<AttentionScratch<T>> scratch_;
+    std::vector<AttentionScratch<S>> scratch_;
     std::vector<Buffer<float>> row_;
     std::vector<std::vector<float>> best_values_;
     std::vector<std::vector<int32_t>> best_ids_;
@@ -581,8 +583,11 @@ extern "C" {
 PhxStage* phx_stage_new(const PhxShape* shape, const PhxLayer* layers, long count, const Weight* embedding,
                         const float* norm, const Weight* head) {
     try {
-        if (shape->float32) return new Stage<float>(*shape, layers, count, embedding, norm, head);
-        return new Stage<bf16>(*shape, layers, count, embedding, norm, head);
+        const auto stage = [&](auto activation, auto kept) -> PhxStage* {
+            return new Stage<decltype(activation), decltype(kept)>(*shape, layers, count, embedding, norm, head);
+        };
+        if (shape->float32) return shape->int8_cache ? stage(float{}, int8_t{}) : stage(float{}, float{});
+        return shape->int8_cache ? stage(bf16{}, int8_t{}) : stage(bf16{}, bf16{});
     } catch (const std::bad_alloc&) {
         return nullptr;
     }

@@ -17,7 +17,8 @@ struct PhxShape {
     long max_tokens, max_sequences, max_blocks, kv_blocks, block_size;
     long ranks;                 // of the stage
     long vocab_start, vocab;    // rows of the embedding and the head
-    int float32;                // activations and cache in float32 instead of bf16
+    int float32;                // activations in float32 instead of bf16, and the cache
+    int int8_cache;             // keys and values in 8 bits instead of either
     int threads, patient;
     float eps;
     const float *cos, *sin;     // [positions, head_dim / 2]
