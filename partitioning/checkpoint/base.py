@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from partitioning.model_spec import ModelSpec
@@ -27,6 +29,10 @@ class StoredTensor:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    def mapped(self) -> npt.NDArray[np.uint8]:
+        """Its bytes, mapped for as long as somebody holds the array: a file's pages count as the process's memory."""
+        return np.memmap(self.file, mode="r", offset=self.begin, shape=(self.end - self.begin,))
 
 
 class Checkpoint(ABC):

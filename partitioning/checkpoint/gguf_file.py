@@ -36,12 +36,12 @@ class GgufFile(Checkpoint):
     def __init__(self, path: Path) -> None:
         """Read the header and check it against the file. Raises CheckpointError."""
         header = read_gguf_header(path)
-        self._bytes: npt.NDArray[np.uint8] = np.memmap(path, mode="r", dtype=np.uint8)
+        size = path.stat().st_size
         stored = dict(header.tensors)
         factors = stored.pop(ROPE_FACTORS, None)
-        spec = read_gguf_spec(path, header, () if factors is None else self._rope_factors(factors))
+        spec = read_gguf_spec(path, header, () if factors is None else _rope_factors(factors, size))
         self._stored = {hf_name(name): tensor for name, tensor in stored.items()}
-        check_tensors(str(path), spec, self._stored, _SUPPORTED, {str(path): self._bytes.size})
+        check_tensors(str(path), spec, self._stored, _SUPPORTED, {str(path): size})
         super().__init__(spec)
         self._interleaves = header.metadata["general.architecture"] == "llama"
 
@@ -67,7 +67,7 @@ class GgufFile(Checkpoint):
         return blocks.columns(Span(cols.start - skipped, cols.stop - skipped))
 
     def close(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
+        pass  # nothing stays open between reads
 
     def _unknown(self, name: str) -> CheckpointError:
         return CheckpointError(f"{self.spec.name} has no tensor {name}")
@@ -88,7 +88,7 @@ class GgufFile(Checkpoint):
     def _blocks(self, tensor: StoredTensor, rows: Rows, cols: Span) -> npt.NDArray[np.uint8]:
         """[rows, bytes]: the blocks that hold `cols`."""
         block_values, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type]]
-        table = self._bytes[tensor.begin : tensor.end].reshape(-1, tensor.shape[-1] // block_values * block_bytes)
+        table = tensor.mapped().reshape(-1, tensor.shape[-1] // block_values * block_bytes)
         first = cols.start // block_values
         last = -(-cols.stop // block_values) if cols else first
         blocks: npt.NDArray[np.uint8] = np.array(table[rows, first * block_bytes : last * block_bytes], order="C")
@@ -101,10 +101,11 @@ class GgufFile(Checkpoint):
             return _interleaved_rows(rows, self.spec.head_dim)
         return slice(rows.start, rows.stop)
 
-    def _rope_factors(self, tensor: StoredTensor) -> tuple[float, ...]:
-        if tensor.type != "F32" or tensor.end > self._bytes.size:
-            raise CheckpointError(f"{tensor.file}: tensor {ROPE_FACTORS} is damaged; fetch the file again")
-        return tuple(self._bytes[tensor.begin : tensor.end].view(np.float32).tolist())
+
+def _rope_factors(tensor: StoredTensor, file_size: int) -> tuple[float, ...]:
+    if tensor.type != "F32" or tensor.end > file_size:
+        raise CheckpointError(f"{tensor.file}: tensor {ROPE_FACTORS} is damaged; fetch the file again")
+    return tuple(tensor.mapped().view(np.float32).tolist())
 
 
 def _interleaved_rows(rows: Span, head_dim: int) -> npt.NDArray[np.int64]:

@@ -45,7 +45,7 @@ class _Loader:
         )
 
     def _block(self, layer: LayerWeights) -> Block:
-        rank, dim = self._rank, self._plan.model.head_dim
+        dim = self._plan.model.head_dim
         return Block(
             attention_norm=self._norm(layer.attention_norm),
             attention=Attention(
