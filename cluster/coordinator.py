@@ -135,6 +135,7 @@ class Coordinator:
             max_waiting=spec.max_waiting,
             max_batch_tokens=spec.max_batch_tokens,
             max_stretch=spec.max_stretch,
+            news_interval_s=spec.news_interval_ms / 1000,
             max_model_len=settings.max_model_len,
             prefix_caching=spec.prefix_caching,
             collective_timeout_s=spec.collective_timeout_s,

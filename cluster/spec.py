@@ -56,6 +56,9 @@ class DeploymentSpec(BaseModel):
     max_stretch: Annotated[
         float, Field(gt=1, description="How many times as long a prompt may make the steps of running streams.")
     ] = 2.5
+    news_interval_ms: Annotated[
+        float, Field(ge=0, le=1000, description="How long a stream's tokens may wait to be sent together.")
+    ] = 40.0
     kv_block_size: Annotated[Positive, Field(description="Tokens in a KV block.")] = 16
     kv_cache_tokens: Annotated[
         Positive | None, Field(description="Size of a replica's KV cache. Default: what memory leaves.")

@@ -56,6 +56,9 @@ class Engine:
         self._scheduler = Scheduler(config, self._blocks, self._pacer, micro_batches=plan.pp)
         self._in_flight: deque[_InFlight] = deque()
         self._news: list[Output] = []
+        self._unheard: set[int] = set()  # keys of requests of which nothing has been handed over
+        self._urgent = False  # whether some of the news may not wait
+        self._handed_over = 0.0
         self._wake = threading.Condition()
         self._inbox: list[Request] = []
         self._cancelled: list[int] = []
@@ -110,7 +113,8 @@ class Engine:
         """Runs steps until `stop`, calling `on_outputs` with the news of each.
 
         The news of a step are handed over when the next plan is on its way: other ranks then need not wait for that,
-        and threads that it wakes work while the model computes.
+        and threads that it wakes work while the model computes. Where they need the cores that the model computes on,
+        every waking costs it time, so tokens of several steps go together: see `EngineConfig.news_interval_s`.
 
         Raises:
             CollectiveStalled: a rank is gone; the replica has to be built anew.
@@ -120,10 +124,10 @@ class Engine:
                 self._take_inbox()
                 while len(self._in_flight) < self._pp and self._launch(on_outputs):
                     pass
-                if self._news:
-                    self._hand_over(on_outputs)
                 if self._in_flight:
                     self._finish_oldest()
+                else:
+                    self._hand_over(on_outputs)
             while self._in_flight:
                 self._finish_oldest()
             self._hand_over(on_outputs)
@@ -169,7 +173,8 @@ class Engine:
             cancelled, self._cancelled = self._cancelled, []
         for request in requests:
             self._scheduler.add(request)
-        self._news += [output for key in cancelled if (output := self._scheduler.cancel(key)) is not None]
+        self._unheard.update(request.key for request in requests)
+        self._note([output for key in cancelled if (output := self._scheduler.cancel(key)) is not None])
 
     def _launch(self, on_outputs: Callable[[list[Output]], None]) -> bool:
         started = perf_counter()
@@ -180,7 +185,8 @@ class Engine:
             return False
         self._context.send_plan(step.plan.pack())
         sent = perf_counter()
-        self._hand_over(on_outputs)
+        if self._urgent or sent - self._handed_over >= self._config.news_interval_s:
+            self._hand_over(on_outputs)
         self._seconds["send"] += sent - scheduled
         self._seconds["publish"] += perf_counter() - sent
         self._in_flight.append(_InFlight(step, started, self._runner.run(step.plan)))
@@ -196,10 +202,12 @@ class Engine:
         received = perf_counter()
         logprobs = iter(_token_logprobs(sampled.logprobs, reporting))
         self._pacer.finished(step.decoding, step.prompt_tokens, oldest.started, received)
-        self._news += self._scheduler.commit(
-            step,
-            sampled.tokens.tolist(),
-            [None if s.request.sampling.logprobs is None else next(logprobs) for s in step.sampled],
+        self._note(
+            self._scheduler.commit(
+                step,
+                sampled.tokens.tolist(),
+                [None if s.request.sampling.logprobs is None else next(logprobs) for s in step.sampled],
+            )
         )
         self._generated += len(step.sampled)
         self._seconds["wait"] += received - started
@@ -212,6 +220,13 @@ class Engine:
         result = self._context.receive_result(samples + reporting * width)
         return Sampled(result[:samples].long(), result[samples:].view(reporting, width))
 
+    def _note(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            if output.finish_reason is not None or output.key in self._unheard:
+                self._unheard.discard(output.key)
+                self._urgent = True
+        self._news += outputs
+
     def _hand_over(self, on_outputs: Callable[[list[Output]], None]) -> None:
         self._load = EngineLoad(
             running=self._scheduler.running,
@@ -223,6 +238,7 @@ class Engine:
         )
         if self._news:
             news, self._news = self._news, []
+            self._urgent, self._handed_over = False, perf_counter()
             on_outputs(news)
 
 

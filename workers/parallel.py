@@ -29,9 +29,9 @@ _PLAN, _HIDDEN, _RESULT = 1, 2, 3  # message tags
 # What may be under way between two ranks of a host. A result is some numbers for each running sequence, so it always
 # fits: the last stage must not wait for rank 0, which may be waiting to hand over hidden states.
 _CAPACITY = {_PLAN: 256 << 10, _HIDDEN: 2 << 20, _RESULT: 1 << 20}
-# A thread that waits looks for about as long as a step's Python takes, then sleeps; where other threads need its
-# core, it sleeps almost at once.
-_SPIN_US, _CROWDED_SPIN_US = 100.0, 2.0
+# A rank that waits looks for longer than another program takes its peer's core (see csrc/team.cpp), then sleeps; where
+# other ranks need its core, it sleeps almost at once.
+_SPIN_US, _CROWDED_SPIN_US = 2000.0, 2.0
 
 
 def open_store(host: str, timeout_s: float) -> TCPStore:

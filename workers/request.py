@@ -93,12 +93,14 @@ class EngineConfig:
     """Limits of one replica's engine.
 
     `max_stretch`: how many times as long a prompt may make the steps of sequences that decode; see `workers.pacing`.
+    `news_interval_s`: how long tokens may wait to be handed over together; a request's first and last never do.
     """
 
     max_running: int = 64
     max_waiting: int = 1024
     max_batch_tokens: int = 512
     max_stretch: float = 2.5
+    news_interval_s: float = 0.0
     max_model_len: int = 8192
     prefix_caching: bool = True
     collective_timeout_s: float = 120.0

@@ -69,7 +69,7 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
             await self._server.stop(grace)
 
     def on_outputs(self, outputs: list[Output]) -> None:
-        """Called by the engine's thread, once a step."""
+        """Called by the engine's thread, with the news of a step or of several."""
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._deliver, outputs)
 
@@ -122,18 +122,24 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         connection.outbox.put_nowait(replica_pb2.AttachResponse(news=[news], load=self._load()))
 
     def _deliver(self, outputs: list[Output]) -> None:
-        by_connection: defaultdict[_Connection, list[replica_pb2.SequenceNews]] = defaultdict(list)
+        by_connection: defaultdict[_Connection, dict[int, replica_pb2.SequenceNews]] = defaultdict(dict)
         for output in outputs:
             owner = self._owners.get(output.key)
             if owner is None:
                 continue  # its gateway has gone
             connection, key = owner
-            by_connection[connection].append(_news(key, output))
+            news = _news(key, output)
+            if (before := by_connection[connection].get(key)) is None:
+                by_connection[connection][key] = news
+            else:
+                before.token_ids.extend(news.token_ids)
+                before.logprobs.extend(news.logprobs)
+                before.end = news.end
             if output.finish_reason is not None:
                 del self._owners[output.key], connection.keys[key]
         load = self._load()
-        for connection, news in by_connection.items():
-            connection.outbox.put_nowait(replica_pb2.AttachResponse(news=news, load=load))
+        for connection, by_key in by_connection.items():
+            connection.outbox.put_nowait(replica_pb2.AttachResponse(news=by_key.values(), load=load))
             if connection.outbox.qsize() > _BACKLOG:
                 connection.outbox = asyncio.Queue()
                 connection.outbox.put_nowait(None)

@@ -11,8 +11,9 @@
 
 namespace phx {
 
-// Long enough for the Python between two steps, short enough not to disturb a machine that has other work.
-constexpr long PATIENT_NS = 100'000, IMPATIENT_NS = 2'000;
+// A thread whose core another program took is back within a millisecond or two. To sleep meanwhile costs more than that
+// time: a thread that wakes up late makes the others wait and sleep in their turn, at one meeting after the other.
+constexpr long PATIENT_NS = 2'000'000, IMPATIENT_NS = 2'000;
 
 Team::Team(int size, bool patient) : size_(size), spin_ns_(patient ? PATIENT_NS : IMPATIENT_NS) {
     for (int thread = 1; thread < size; ++thread) threads_.emplace_back(&Team::serve, this, thread);
