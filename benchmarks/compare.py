@@ -62,30 +62,32 @@ def main(
     if unknown := set(only or ()) - set(engines):
         raise typer.BadParameter(f"no engine {', '.join(sorted(unknown))}; there are {', '.join(engines)}")
     engines = {name: engine for name, engine in engines.items() if not only or name in only}
+    (interpreter,) = _run(sys.executable, "-c", _INTERPRETER)
+    models = {name: engine.model for name, engine in engines.items()}
     limits: list[Line] = []
     results: list[dict[str, list[Line]]] = []
     others: list[float] = []
+    text = ""
     for number in range(rounds):
         limits += _run(sys.executable, "-m", "benchmarks.limits", str(_THREADS))
-        results.append({})
+        lines: dict[str, list[Line]] = {}
         for name, engine in engines.items():
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
             others.append(_cores_in_use())
-            results[-1][name] = _run(*engine.command, "--repeat", str(repeat))
-    (interpreter,) = _run(sys.executable, "-c", _INTERPRETER)
-    models = {name: engine.model for name, engine in engines.items()}
-    measured = Measured(results, limits, models, interpreter["peak_mib"], max(others))
-    text = f"{figures(measured)}\n\n{table(verdicts(measured))}\n"
+            lines[name] = _run(*engine.command, "--repeat", str(repeat))
+        results.append(lines)
+        measured = Measured(results, limits, models, interpreter["peak_mib"], max(others))
+        text = f"{figures(measured)}\n\n{table(verdicts(measured))}\n"
+        if out is not None:  # after every round, as the next one may be interrupted
+            raw = {
+                "limits": limits,
+                "rounds": results,
+                "interpreter_mib": measured.interpreter_mib,
+                "others_cores": others,
+            }
+            out.with_suffix(".md").write_text(text, encoding="utf-8")
+            out.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     print(text)
-    if out is not None:
-        raw = {
-            "limits": limits,
-            "rounds": results,
-            "interpreter_mib": measured.interpreter_mib,
-            "others_cores": others,
-        }
-        out.with_suffix(".md").write_text(text, encoding="utf-8")
-        out.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
 
 
 def _engines(model: Path, vllm: Path | None) -> dict[str, Engine]:

@@ -55,7 +55,7 @@ class DeploymentSpec(BaseModel):
     max_batch_tokens: Annotated[Positive, Field(description="Tokens computed in one step at most.")] = 512
     max_stretch: Annotated[
         float, Field(gt=1, description="How many times as long a prompt may make the steps of running streams.")
-    ] = 2.5
+    ] = 1.8
     news_interval_ms: Annotated[
         float, Field(ge=0, le=1000, description="How long a stream's tokens may wait to be sent together.")
     ] = 40.0

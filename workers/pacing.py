@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MIN_CHUNK = 8  # prompt tokens that a step may take in any case, so that prompts make progress
+MIN_CHUNK = 4  # prompt tokens that a step may take in any case, so that prompts make progress
 
 _REFRESH = 64  # paced steps after which the time without prompts is measured anew
 _FASTER = 0.8  # the cost of a prompt token falls slowly and rises at once: a wrong guess makes a chunk too small

@@ -99,7 +99,7 @@ class EngineConfig:
     max_running: int = 64
     max_waiting: int = 1024
     max_batch_tokens: int = 512
-    max_stretch: float = 2.5
+    max_stretch: float = 1.8
     news_interval_s: float = 0.0
     max_model_len: int = 8192
     prefix_caching: bool = True
