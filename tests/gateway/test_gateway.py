@@ -54,6 +54,23 @@ async def _idle(cluster: Served, replica: int = 0) -> None:
             await asyncio.sleep(0.02)
 
 
+async def test_tokens_that_waited_for_each_other_come_whole_and_in_order(
+    model: Path, tokenizer: Tokenizer, reference: Reference
+) -> None:
+    plan = plan_for(model)
+    prompts = [tokenizer.encode(text) for text in (_PROMPT, "jumps over", "the lazy dog")]
+    async with (
+        served(plan, config_for(plan, news_interval_s=60.0)) as cluster,
+        AsyncClient(cluster.address, timeout=60) as client,
+    ):
+        options = {"max_tokens": 48, "ignore_eos": True, "logprobs": 0}
+        streams = [[chunk async for chunk in client.stream(prompt, **options)] for prompt in prompts[:1]]
+        others = await asyncio.gather(*(client.generate(prompt, **options) for prompt in prompts[1:]))
+    assert [len(chunk.token_ids) for chunk in streams[0]] == [1, 47]
+    found = [[token for chunk in streams[0] for token in chunk.token_ids], *(other.token_ids for other in others)]
+    assert found == [reference.greedy(prompt, 48) for prompt in prompts]
+
+
 async def test_tokens_are_those_of_transformers_and_text_is_theirs(
     client: AsyncClient, tokenizer: Tokenizer, reference: Reference
 ) -> None:

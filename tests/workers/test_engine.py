@@ -49,6 +49,17 @@ def test_sequences_that_lose_their_blocks_come_back_with_the_same_tokens(
     assert load.free_blocks == load.total_blocks
 
 
+def test_tokens_wait_for_each_other_except_the_first_and_the_last(model: Path) -> None:
+    plan = plan_for(model)
+    prompt = tuple(prompts_of((12,), 307, seed=4)[0])
+    with thread_replica(plan, config_for(plan, news_interval_s=60.0)) as replica:
+        replica.engine.submit(Request(1, prompt, len(prompt), GREEDY))
+        handed = [replica._outputs.get(timeout=30) for _ in range(2)]
+    assert all(isinstance(news, list) for news in handed)
+    assert [sum(len(output.token_ids) for output in news) for news in handed] == [1, 29]  # type: ignore[union-attr]
+    assert handed[1][-1].finish_reason is FinishReason.LENGTH  # type: ignore[index]
+
+
 def test_a_known_prefix_is_not_computed_again_and_changes_nothing(roomy: LocalReplica) -> None:
     prefix, (end_a, end_b) = prompts_of((70,), 307, seed=9)[0], prompts_of((9, 12), 307, seed=10)
     first, _ = generate(roomy, [prefix + end_a], GREEDY)[0]

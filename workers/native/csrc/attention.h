@@ -31,10 +31,11 @@ struct Pass {
     long first_tile, last_tile;
     long part = -1;  // place of the partial result when the tiles are shared out; -1 for the whole
 
+    long rows() const { return (end - begin) * query_heads; }
     long pieces() const { return (last_tile - first_tile + PIECE - 1) / PIECE; }
 
     // In rows' worth of a tile; to read a tile's keys and values takes about as long as eight rows' arithmetic.
-    long work() const { return (last_tile - first_tile) * ((end - begin) * query_heads + 8); }
+    long work() const { return (last_tile - first_tile) * (rows() + 8); }
 };
 
 // The tiles that a pass looks at next.
@@ -200,7 +201,7 @@ template <class T, class S>
 void attend(const Pass& pass, const Pass* next, const Cache<S>& cache, const T* queries, long heads, long window,
             float scale, AttentionScratch<S>& s) {
     const CacheShape& shape = cache.shape;
-    const long depth = shape.depth(), group = pass.query_heads, rows = (pass.end - pass.begin) * group;
+    const long depth = shape.depth(), group = pass.query_heads, rows = pass.rows();
     const long per_block = shape.tiles(), stride = PIECE * TILE;
     for (long token = pass.begin; token < pass.end; ++token) {
         const T* from = queries + ((pass.chunk.first + token) * heads + pass.first_query_head) * depth;

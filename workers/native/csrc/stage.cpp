@@ -3,127 +3,11 @@
 #include <memory>
 #include <new>
 
-#include "attention.h"
-#include "pages.h"
-#include "rows.h"
+#include "finish.h"
+#include "input.h"
+#include "passes.h"
 
 using namespace phx;
-
-namespace {
-
-constexpr long SPLIT_TILES = 32;  // the least tiles of context that a piece of a pass looks at
-
-// Zeroed memory for `count` values.
-template <class T> class Buffer {
-  public:
-    explicit Buffer(long count = 0) : pages_(count * sizeof(T)) {
-        if (count > 0 && pages_.get() == nullptr) throw std::bad_alloc();
-    }
-    T* get() const { return reinterpret_cast<T*>(pages_.get()); }
-
-  private:
-    Pages pages_;
-};
-
-// What a product reads: rows in the form that its weight's format asks for.
-struct Input {
-    Buffer<char> rows;
-    Buffer<float> scales, weighted;
-    Buffer<int32_t> starts;
-    long width = 0;  // values a row
-
-    Input() = default;
-    Input(long count, long inputs) {
-        width = round_up(inputs, GROUP);
-        rows = Buffer<char>(count * width * 4);
-        scales = Buffer<float>(count * width / GROUP);
-        weighted = Buffer<float>(count * width / GROUP);
-        starts = Buffer<int32_t>(count * width / GROUP);
-    }
-    template <class T> Rows<T> as(long count) const {
-        return {reinterpret_cast<T*>(rows.get()), width, Tiles(count, TILE_ROWS)};
-    }
-    QuantisedRows quantised(long count, long depth) const {
-        return {reinterpret_cast<int8_t*>(rows.get()), scales.get(), weighted.get(), starts.get(), depth,
-                Tiles(count, TILE_ROWS_INT)};
-    }
-    // Row m of `count` from floats, which are followed by zeros up to a multiple of 16.
-    void put(const Weight& reader, long m, long count, const float* x, long size) {
-        switch (reader.format) {
-            case Format::Float32: put_as(as<float>(count), m, x, size); break;
-            case Format::BFloat16: put_as(as<bf16>(count), m, x, size); break;
-            default: quantise(x, size, reader.centre(), quantised(count, reader.depth), m);
-        }
-    }
-
-  private:
-    template <class T> static void put_as(const Rows<T>& to, long m, const float* x, long size) {
-        for (long i = 0; i < size; i += LANES) to.put(m, i, load(x + i), size - i);
-    }
-};
-
-struct StoreRows {
-    static constexpr bool PAIRS = false;
-    float* out;
-    long stride;
-    const float* bias;
-    PHX_INLINE void operator()(long m, long n, F32 x) const { store(out + m * stride + n, bias ? add(x, load(bias + n)) : x); }
-};
-
-struct AddRows {
-    static constexpr bool PAIRS = false;
-    float* out;
-    long stride;
-    PHX_INLINE void operator()(long m, long n, F32 x) const {
-        float* to = out + m * stride + n;
-        store(to, add(load(to), x));
-    }
-};
-
-// silu(gate) * up, as the next product's rows. Panels of gate and up take turns.
-template <class T> struct Gate {
-    static constexpr bool PAIRS = true;
-    Rows<T> out;
-    long columns;
-    PHX_INLINE void operator()(long m, long n, F32 gate, F32 up) const {
-        out.put(m, n / 2, mul(silu<EXP_TERMS<T>>(gate), up), columns - n / 2);
-    }
-};
-
-// The same as plain rows of floats.
-struct GateRows {
-    static constexpr bool PAIRS = true;
-    float* out;
-    long columns;
-    PHX_INLINE void operator()(long m, long n, F32 gate, F32 up) const {
-        store_some(out + m * columns + n / 2, mul(silu<EXP_TERMS<bf16>>(gate), up), columns - n / 2);
-    }
-};
-
-struct StoreLogits {
-    static constexpr bool PAIRS = false;
-    float* out;
-    long stride, columns;
-    PHX_INLINE void operator()(long m, long n, F32 x) const { store_some(out + m * stride + n, x, columns - n); }
-};
-
-// The largest logit of each row so far, and where; of equal ones the first.
-struct KeepBest {
-    static constexpr bool PAIRS = false;
-    float* values;
-    int32_t* ids;
-    long columns;
-    PHX_INLINE void operator()(long m, long n, F32 x) const {
-        if (!any_above(x, values[m]) && n + LANES <= columns) return;
-        float all[LANES];
-        store(all, x);
-        for (long i = 0; i < std::min<long>(LANES, columns - n); ++i) {
-            if (all[i] > values[m]) values[m] = all[i], ids[m] = int32_t(n + i);
-        }
-    }
-};
-
-}  // namespace
 
 struct PhxStage {
     virtual ~PhxStage() = default;
@@ -137,11 +21,13 @@ template <class T, class S> class Stage final : public PhxStage {
   public:
     Stage(const PhxShape& shape, const PhxLayer* layers, long count, const Weight* embedding, const float* norm,
           const Weight* head)
-        : s(shape), layers_(layers, layers + count), query_heads_(shape.query_heads, shape.query_heads + shape.kv_heads),
-          embedding_(embedding), norm_(norm), head_(head), team_(shape.threads, shape.patient),
+        : s(shape), layers_(layers, layers + count), embedding_(embedding), norm_(norm), head_(head),
+          team_(shape.threads, shape.patient),
           width_(round_up(shape.hidden, LANES)), depth_(round_up(shape.head_dim, LANES)),
           qkv_width_(round_up((shape.heads + 2 * shape.kv_heads) * shape.head_dim, LANES)),
-          tables_(shape.max_sequences * shape.max_blocks), x_(shape.max_tokens * width_),
+          tables_(shape.max_sequences * shape.max_blocks),
+          passes_({shape.kv_blocks, shape.block_size, shape.kv_heads, shape.head_dim}, shape.query_heads, shape.threads),
+          x_(shape.max_tokens * width_),
           partial_(shape.ranks > 1 ? shape.max_tokens * width_ : 1), qkv_(shape.max_tokens * qkv_width_),
           queries_(shape.max_tokens * shape.heads * depth_), input_(shape.max_tokens, shape.hidden),
           mixed_(shape.max_tokens, shape.heads * shape.head_dim), gated_(shape.max_tokens, shape.mlp),
@@ -153,11 +39,9 @@ template <class T, class S> class Stage final : public PhxStage {
             S* keys = kept_.get() + 2 * layer * size;
             caches_.push_back({cache, keys, keys + size});
         }
-        const long group = query_heads_.empty() ? 1 : *std::max_element(query_heads_.begin(), query_heads_.end());
-        most_rows_ = std::max(QUERY_ROWS, group);
         for (int thread = 0; thread < s.threads; ++thread) {
             few_.emplace_back(FEW_ROWS, std::max({s.hidden, s.mlp, s.heads * s.head_dim}));
-            scratch_.emplace_back(most_rows_, depth_);
+            scratch_.emplace_back(passes_.most_rows(), depth_);
             row_.emplace_back(std::max(width_, 2 * depth_));
             best_values_.emplace_back(s.max_sequences);
             best_ids_.emplace_back(s.max_sequences);
@@ -188,45 +72,7 @@ template <class T, class S> class Stage final : public PhxStage {
             first += row[2];
             if (row[3]) sampled_.push_back(first - 1);
         }
-        plan_passes();
-    }
-
-    // A pass that is much of the step's work is cut along the context, so that no thread waits for it.
-    void plan_passes() {
-        passes_.clear(), parts_.clear(), whole_.clear();
-        const long per_block = caches_.empty() ? 1 : caches_[0].shape.tiles();
-        long work = 0;
-        for (const Chunk& chunk : chunks_) {
-            long head = 0;
-            for (long kv = 0; kv < s.kv_heads; ++kv) {
-                const long group = query_heads_[kv], most = std::max<long>(1, QUERY_ROWS / std::max<long>(1, group));
-                for (long begin = 0; begin < chunk.count && group > 0; begin += most) {
-                    const long end = std::min(begin + most, chunk.count);
-                    const long last = chunk.position + end - 1;  // the last key
-                    const long tiles = last / s.block_size * per_block + last % s.block_size / TILE + 1;
-                    whole_.push_back({chunk, begin, end, kv, head, group, 0, tiles});
-                    work += whole_.back().work();
-                }
-                head += group;
-            }
-        }
-        for (Pass& pass : whole_) {
-            const long tiles = pass.last_tile;
-            const long pieces = s.threads == 1 ? 1 : std::min(tiles / SPLIT_TILES, 4 * s.threads * pass.work() / work);
-            if (pieces < 2) {
-                passes_.push_back(pass);
-                continue;
-            }
-            parts_.push_back({long(passes_.size()), pieces});
-            for (pass.part = 0; pass.part < pieces; ++pass.part) {
-                pass.first_tile = tiles * pass.part / pieces, pass.last_tile = tiles * (pass.part + 1) / pieces;
-                passes_.push_back(pass);
-            }
-        }
-        if (!parts_.empty()) {
-            const long size = most_rows_ * (depth_ + 2);
-            if (long(partials_.size()) < long(passes_.size()) * size) partials_.resize(passes_.size() * size);
-        }
+        passes_.plan(chunks_);
     }
 
     bool few(long rows) const { return rows <= FEW_ROWS; }
@@ -388,63 +234,29 @@ template <class T, class S> class Stage final : public PhxStage {
         for (long d = 0; d < s.head_dim; d += LANES) put(token, column + d, mul(load(sums + d), scale), s.head_dim - d);
     }
 
-    // A pass without the tiles that lie before the window.
-    Pass within(long window, long layer, long i) const {
-        Pass pass = passes_[i];
-        if (window > 0) {
-            const long begin = std::max<long>(0, pass.chunk.position + pass.begin - window + 1);
-            const long per_block = caches_[layer].shape.tiles();
-            const long tile = begin / s.block_size * per_block + begin % s.block_size / TILE;
-            pass.first_tile = std::min(std::max(pass.first_tile, tile), pass.last_tile);
-        }
-        return pass;
-    }
-
     // put(token, column, F32, count) gets what the query heads have found.
     template <class Put> void attend_all(long layer, Put put, int thread) {
         const float scale = 1.0f / std::sqrt(float(s.head_dim));
         AttentionScratch<S>& scratch = scratch_[thread];
-        const long size = most_rows_ * (depth_ + 2), window = layers_[layer].window;
-        const long count = long(passes_.size());
+        const long window = layers_[layer].window, count = passes_.count();
         for (long i = thread, following; i < count; i = following) {
             following = team_.size() + team_.claim(1);
-            const Pass pass = within(window, layer, i), next = within(window, layer, std::min(following, count - 1));
+            const Pass pass = passes_.within(window, i), next = passes_.within(window, std::min(following, count - 1));
             attend(pass, following < count ? &next : nullptr, caches_[layer], queries_.get(), s.heads, window, scale, scratch);
-            const long rows = (pass.end - pass.begin) * pass.query_heads;
-            if (pass.part < 0) {
-                for (long r = 0; r < rows; ++r) put_mixed(put, pass, r, scratch.out.data() + r * depth_, scratch.total[r]);
-            } else {
-                float* to = partials_.data() + i * size;
-                std::copy_n(scratch.out.data(), rows * depth_, to);
-                std::copy_n(scratch.maximum.data(), rows, to + most_rows_ * depth_);
-                std::copy_n(scratch.total.data(), rows, to + most_rows_ * (depth_ + 1));
+            if (pass.part >= 0) {
+                passes_.keep(i, pass, scratch);
+                continue;
+            }
+            for (long r = 0; r < pass.rows(); ++r) {
+                put_mixed(put, pass, r, scratch.out.data() + r * depth_, scratch.total[r]);
             }
         }
         team_.barrier();
-        if (!parts_.empty()) merge_parts(put, thread);
-    }
-
-    template <class Put> void merge_parts(Put put, int thread) {
-        const long size = most_rows_ * (depth_ + 2);
-        float* sums = scratch_[thread].out.data();
-        for (long i; (i = team_.claim(1)) < long(parts_.size());) {
-            const auto [first, pieces] = parts_[i];
-            const Pass& pass = passes_[first];
-            for (long r = 0; r < (pass.end - pass.begin) * pass.query_heads; ++r) {
-                const auto maximum = [&](long p) { return partials_[(first + p) * size + most_rows_ * depth_ + r]; };
-                float most = maximum(0), total = 0;
-                for (long p = 1; p < pieces; ++p) most = std::max(most, maximum(p));
-                std::fill_n(sums, depth_, 0.0f);
-                for (long p = 0; p < pieces; ++p) {
-                    const float* from = partials_.data() + (first + p) * size;
-                    const float share = std::exp2(maximum(p) - most);
-                    total += from[most_rows_ * (depth_ + 1) + r] * share;
-                    for (long d = 0; d < depth_; d += LANES) {
-                        store(sums + d, fma(load(from + r * depth_ + d), set1(share), load(sums + d)));
-                    }
-                }
+        if (passes_.parted() == 0) return;
+        for (long i; (i = team_.claim(1)) < passes_.parted();) {
+            passes_.merge(i, scratch.out.data(), [&](const Pass& pass, long r, const float* sums, float total) {
                 put_mixed(put, pass, r, sums, total);
-            }
+            });
         }
         team_.barrier();
     }
@@ -542,16 +354,15 @@ template <class T, class S> class Stage final : public PhxStage {
 
     const PhxShape s;
     const std::vector<PhxLayer> layers_;
-    const std::vector<int> query_heads_;
     const Weight* embedding_;
     const float* norm_;
     const Weight* head_;
     Team team_;
     const long width_, depth_, qkv_width_;
-    long most_rows_ = 0;
     int status_ = 0;
 
     Buffer<int32_t> tables_;              // [max_sequences, max_blocks]
+    Passes passes_;                       // of this step
     Buffer<float> x_, partial_, qkv_;     // the residual stream, a rank's share of a sum, projections: [tokens, width]
     Buffer<T> queries_;                   // [tokens, heads, depth]
     Input input_, mixed_, gated_;         // of qkv, gate_up and head; of out; of down
@@ -568,12 +379,6 @@ template <class T, class S> class Stage final : public PhxStage {
     long tokens_ = 0;                     // of this step
     std::vector<Chunk> chunks_;
     std::vector<long> chunk_of_, sampled_;
-    std::vector<Pass> whole_, passes_;    // before and after they are cut
-    struct Part {
-        long first, pieces;
-    };
-    std::vector<Part> parts_;
-    std::vector<float> partials_;
 };
 
 }  // namespace

@@ -1,0 +1,60 @@
+// Where a stage keeps what its products read and write.
+#pragma once
+
+#include <new>
+
+#include "pages.h"
+#include "rows.h"
+
+namespace phx {
+
+// Zeroed memory for `count` values.
+template <class T> class Buffer {
+  public:
+    explicit Buffer(long count = 0) : pages_(count * sizeof(T)) {
+        if (count > 0 && pages_.get() == nullptr) throw std::bad_alloc();
+    }
+    T* get() const { return reinterpret_cast<T*>(pages_.get()); }
+
+  private:
+    Pages pages_;
+};
+
+// What a product reads: rows in the form that its weight's format asks for.
+struct Input {
+    Buffer<char> rows;
+    Buffer<float> scales, weighted;
+    Buffer<int32_t> starts;
+    long width = 0;  // values a row
+
+    Input() = default;
+    Input(long count, long inputs) {
+        width = round_up(inputs, GROUP);
+        rows = Buffer<char>(count * width * 4);
+        scales = Buffer<float>(count * width / GROUP);
+        weighted = Buffer<float>(count * width / GROUP);
+        starts = Buffer<int32_t>(count * width / GROUP);
+    }
+    template <class T> Rows<T> as(long count) const {
+        return {reinterpret_cast<T*>(rows.get()), width, Tiles(count, TILE_ROWS)};
+    }
+    QuantisedRows quantised(long count, long depth) const {
+        return {reinterpret_cast<int8_t*>(rows.get()), scales.get(), weighted.get(), starts.get(), depth,
+                Tiles(count, TILE_ROWS_INT)};
+    }
+    // Row m of `count` from floats, which are followed by zeros up to a multiple of 16.
+    void put(const Weight& reader, long m, long count, const float* x, long size) {
+        switch (reader.format) {
+            case Format::Float32: put_as(as<float>(count), m, x, size); break;
+            case Format::BFloat16: put_as(as<bf16>(count), m, x, size); break;
+            default: quantise(x, size, reader.centre(), quantised(count, reader.depth), m);
+        }
+    }
+
+  private:
+    template <class T> static void put_as(const Rows<T>& to, long m, const float* x, long size) {
+        for (long i = 0; i < size; i += LANES) to.put(m, i, load(x + i), size - i);
+    }
+};
+
+}  // namespace phx
