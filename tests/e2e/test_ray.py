@@ -90,7 +90,7 @@ def test_what_clients_do_to_a_deployment(model: Path, tmp_path: Path) -> None:
 
 async def _clients(address: str, model: Path) -> None:
     tokenizer, reference = load_tokenizer(model), Reference(model)
-    async with AsyncClient(address, timeout=100) as client, AsyncClient(address, timeout=0.2) as hasty:
+    async with AsyncClient(address, timeout=100) as client, AsyncClient(address, timeout=0.05) as hasty:
 
         async def idle() -> None:
             async with asyncio.timeout(20):

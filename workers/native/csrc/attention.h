@@ -6,7 +6,6 @@
 
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "attention_int8.h"
 #include "cache.h"
@@ -162,7 +161,7 @@ template <class T> class FloatProducts {
     }
 
   private:
-    std::vector<T> queries_, weights_;
+    Lines<T> queries_, weights_;
     const long depth_, keys_;
 };
 
@@ -171,7 +170,7 @@ template <class S> using ProductsWith = std::conditional_t<Cache<S>::SCALED, Int
 // A thread's room for one piece of work.
 template <class S> struct AttentionScratch {
     ProductsWith<S> products;
-    std::vector<float> scores, out, maximum, total;
+    Lines<float> scores, out, maximum, total;
     AttentionScratch(long rows, long depth)
         : products(rows, depth, PIECE * TILE), scores(rows * PIECE * TILE), out(rows * depth), maximum(rows), total(rows) {}
 };

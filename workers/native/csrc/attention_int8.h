@@ -4,17 +4,16 @@
 // to 8 bits loses those far below the largest. So these have 16 bits, as two bytes: as many instructions as in bf16.
 #pragma once
 
-#include <vector>
-
 #include "cache.h"
 #include "gemm.h"
+#include "pages.h"
 
 namespace phx {
 
 // Rows of 16-bit numbers, scale · (256 · high + low): the high bytes of 16 of them, then their low ones.
 struct TwoBytes {
-    std::vector<int8_t> bytes;
-    std::vector<float> scale;
+    Lines<int8_t> bytes;
+    Lines<float> scale;
     const long stride;
     TwoBytes(long rows, long width) : bytes(rows * 2 * width), scale(rows), stride(2 * width) {}
     int8_t* row(long r) { return bytes.data() + r * stride; }
@@ -23,7 +22,7 @@ struct TwoBytes {
 
 // Queries are signed, low bytes too; the products begin with the share of the keys' centre, -128 · the sum of either.
 struct Int8Queries : TwoBytes {
-    std::vector<int32_t> high_start, low_start;
+    Lines<int32_t> high_start, low_start;
     Int8Queries(long rows, long width) : TwoBytes(rows, width), high_start(rows), low_start(rows) {}
 
     void put(long r, const float* x, long width) {
@@ -171,7 +170,7 @@ class Int8Products {
     Int8Queries queries_;
     TwoBytes weights_;
     const long depth_, keys_;
-    std::vector<float> query_, weight_;  // one row on its way
+    Lines<float> query_, weight_;  // one row on its way
 };
 
 }  // namespace phx

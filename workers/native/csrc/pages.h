@@ -1,14 +1,17 @@
-// Zeroed memory in large pages where the system has them, unmapped with its owner.
+// Memory in the shape that vectors like: zeroed in large pages where the system has them, or from a cache line on.
 #pragma once
 
 #include <sys/mman.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <utility>
+#include <vector>
 
 namespace phx {
 
+// Unmapped with its owner.
 class Pages {
   public:
     static constexpr size_t LARGE = 2 << 20;
@@ -46,5 +49,18 @@ class Pages {
     char *start_ = nullptr, *data_ = nullptr;
     size_t mapped_ = 0, bytes_ = 0;
 };
+
+// A vector whose values begin with a cache line: a register's worth of them would else lie in two, by the whim of malloc.
+template <class T> struct LineAllocator {
+    using value_type = T;
+    static constexpr std::align_val_t LINE{64};
+    LineAllocator() = default;
+    template <class Other> LineAllocator(const LineAllocator<Other>&) {}
+    T* allocate(size_t count) { return static_cast<T*>(::operator new((count * sizeof(T) + 63) / 64 * 64, LINE)); }
+    void deallocate(T* p, size_t) { ::operator delete(p, LINE); }
+    bool operator==(const LineAllocator&) const { return true; }
+    bool operator!=(const LineAllocator&) const { return false; }
+};
+template <class T> using Lines = std::vector<T, LineAllocator<T>>;
 
 }  // namespace phx

@@ -111,7 +111,7 @@ class Passes {
     long most_rows_;
     std::vector<Pass> whole_, passes_;  // before and after they are cut
     std::vector<Part> parts_;
-    std::vector<float> partials_;
+    Lines<float> partials_;
 };
 
 }  // namespace phx
