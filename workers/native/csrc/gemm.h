@@ -1,7 +1,8 @@
 // Products of activations and packed weights: out[m, n] = sum over k of a[m, k] * w[n, k].
 //
-// Every thread of the team calls a product; they share its panels out among themselves, a long piece for each first. What becomes of a finished
-// tile is the caller's: `finish(row, column, F32)` gets 16 outputs of one row, `finish_pair` a panel and the next.
+// Every thread of the team calls a product; they share its panels out among themselves, a long piece for each first.
+// What becomes of a finished tile is the caller's (finish.h): `finish(row, column, F32)` gets 16 outputs of one row, or
+// those of a panel and the next where they are PAIRS.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +18,6 @@ constexpr int TILE_PANELS = 2;
 constexpr long FEW_ROWS = std::min(4, TILE_ROWS_INT);
 constexpr long AHEAD = 4096;                // bytes between what is used and what is fetched
 constexpr long BLOCK_BYTES = 384 << 10;     // activations that stay in the second-level cache beside the weights
-constexpr long LINE = 64;                   // bytes
 
 // Memory to fetch while a tile is computed: with every step over a cache line of weights, so many lines of it.
 struct Ahead {

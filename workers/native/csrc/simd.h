@@ -22,6 +22,7 @@ using bf16 = uint16_t;  // the upper half of a float32
 using f16 = uint16_t;   // IEEE half
 
 constexpr int LANES = 16;
+constexpr long LINE = 64;  // bytes of a cache line
 
 #define PHX_INLINE inline __attribute__((always_inline))
 

@@ -39,7 +39,7 @@ struct Weight {
     // Fetches scales and offsets of `count` panels.
     void prefetch_tables(long n, long count) const {
         const long first = n * groups() * LANES, last = first + count * groups() * LANES;
-        for (long i = first; i < last; i += 64 / long(sizeof(f16))) {
+        for (long i = first; i < last; i += LINE / long(sizeof(f16))) {
             prefetch(scales + i);
             if (offsets != nullptr) prefetch(offsets + i);
         }
