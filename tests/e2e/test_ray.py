@@ -90,7 +90,7 @@ def test_what_clients_do_to_a_deployment(model: Path, tmp_path: Path) -> None:
 
 async def _clients(address: str, model: Path) -> None:
     tokenizer, reference = load_tokenizer(model), Reference(model)
-    async with AsyncClient(address, timeout=100) as client, AsyncClient(address, timeout=0.05) as hasty:
+    async with AsyncClient(address, timeout=100) as client, AsyncClient(address, timeout=0.03) as hasty:
 
         async def idle() -> None:
             async with asyncio.timeout(20):
@@ -110,7 +110,7 @@ async def _clients(address: str, model: Path) -> None:
             await anext(stream)  # type: ignore[arg-type]
         await idle()
         with pytest.raises(DeadlineExceeded):
-            await hasty.generate("late", max_tokens=480, ignore_eos=True)
+            await hasty.generate_n("late", 16, max_tokens=480, ignore_eos=True)  # hundreds of milliseconds of work
         await idle()
 
         with pytest.raises(InvalidRequest, match="sequences of up to 512"):

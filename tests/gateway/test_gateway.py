@@ -172,9 +172,9 @@ async def test_leaving_a_stream_frees_its_kv_blocks(cluster: Served, client: Asy
 
 
 async def test_a_deadline_frees_its_kv_blocks(cluster: Served) -> None:
-    async with AsyncClient(cluster.address, timeout=0.1) as client:
+    async with AsyncClient(cluster.address, timeout=0.05) as client:
         with pytest.raises(DeadlineExceeded):
-            await client.generate(_PROMPT, max_tokens=480, ignore_eos=True)
+            await client.generate_n(_PROMPT, 16, max_tokens=480, ignore_eos=True)
     await _idle(cluster)
 
 
