@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cluster.commands import ask, chat, demo, gateway, generate, models, plan, serve, status
+from cluster.commands import ask, chat, demo, gateway, generate, models, plan, roll, scale, serve, status
 
 _OURS = ("cluster", "partitioning", "workers", "phalanx")
 
@@ -21,6 +21,10 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("gateway")(gateway.gateway)
 app.command("status")(status.status)
+app.command("scale")(scale.scale)
+app.command("roll")(roll.roll)
+app.command("drain")(scale.drain)
+app.command("stop")(roll.stop)
 app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)

@@ -71,9 +71,23 @@ class DeploymentSpec(BaseModel):
     max_waiting: Annotated[Positive, Field(description="Sequences that may wait at a replica.")] = 1024
     prefix_caching: Annotated[bool, Field(description="Reuse KV blocks of equal beginnings.")] = True
     collective_timeout_s: Annotated[
-        float, Field(gt=0, description="How long a rank waits for another before the replica counts as lost.")
-    ] = 120.0
+        float, Field(gt=0, description="How long a step may stand still before the replica counts as hung.")
+    ] = 20.0
+    recut: Annotated[
+        bool, Field(description="Cut a replica anew for what is left when the planned cut has no room any more.")
+    ] = True
+    wait_for_devices: Annotated[
+        str, Field(pattern=r"^\d+(\.\d+)?[smh]?$", description="How long the start waits for devices: 90, 10m, 1h.")
+    ] = "0"
 
+    registry_listen: Annotated[
+        str | None,
+        Field(
+            pattern=r"^.+:\d{1,5}$",
+            description="Where the coordinator tells gateways of replicas, as host:port. Default: any port, of "
+            "127.0.0.1 on a cluster of one node, else of the node's address.",
+        ),
+    ] = None
     listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="Where the gateway listens, as host:port.")] = (
         "127.0.0.1:50051"
     )
@@ -84,6 +98,11 @@ class DeploymentSpec(BaseModel):
     drain_s: Annotated[
         float, Field(ge=0, description="How long requests may take to finish when the deployment is stopped.")
     ] = 30.0
+
+    @property
+    def wait_for_devices_s(self) -> float:
+        amount = self.wait_for_devices
+        return float(amount.rstrip("smh")) * {"m": 60.0, "h": 3600.0}.get(amount[-1], 1.0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from cluster.gateway.server import Gateway, GatewayConfig
-from cluster.registry import Registry
+from cluster.lifecycle.registry import Registry
 from partitioning.plan import Plan
 from partitioning.plan_json import plan_to_json
 from phalanx.v1 import registry_pb2

@@ -21,7 +21,7 @@ from workers.sampling import Sampled
 from workers.scheduler import Scheduler, Step
 from workers.step_plan import Kind, control_plan
 
-HEARTBEAT_S = 20.0  # an idle engine tells its ranks that it lives
+_BEATS = 4  # times in the deadline of a step an idle engine tells its ranks that it lives
 
 
 class EngineFull(RuntimeError):
@@ -156,7 +156,8 @@ class Engine:
         """False when it is time to stop."""
         with self._wake:
             while not (self._stopping or self._has_work()):
-                if not self._wake.wait(HEARTBEAT_S):
+                self._context.progress.rest("waiting for requests")
+                if not self._wake.wait(self._config.collective_timeout_s / _BEATS):
                     self._context.send_plan(control_plan(Kind.IDLE, self._scheduler.steps).pack())
             return not self._stopping
 
@@ -183,6 +184,7 @@ class Engine:
         self._seconds["schedule"] += scheduled - started
         if step is None:
             return False
+        self._context.progress.begin("sending the plan")
         self._context.send_plan(step.plan.pack())
         sent = perf_counter()
         if self._urgent or sent - self._handed_over >= self._config.news_interval_s:

@@ -23,6 +23,7 @@ from workers.collectives.process_group import FRAME, framed
 from workers.collectives.shared_file import SharedFiles, host_key
 from workers.collectives.shared_memory import SharedMemoryGroup, group_bytes
 from workers.native.library import library
+from workers.progress import Progress, Pulse
 from workers.step_plan import Ints
 
 _PLAN, _HIDDEN, _RESULT = 1, 2, 3  # message tags
@@ -64,7 +65,7 @@ class _Link:
 class ParallelContext:
     """What one rank of a plan uses to talk to the others.
 
-    `native` says whether every rank of the replica has the native library.
+    `native` says whether every rank of the replica has the native library; `progress` what this rank is doing.
 
     Args:
         store: reached by all ranks; `epoch_key` keeps one life of a replica apart from the next.
@@ -90,6 +91,7 @@ class ParallelContext:
         self._device = device
         self._timeout_s = timeout_s
         self._address = address
+        self.progress = Progress()
         self._groups: list[Any] = []
         store = PrefixStore(epoch_key, store)
         self._hosts = self._meet(store, host or host_key())
@@ -119,6 +121,7 @@ class ParallelContext:
 
     def receive_plan(self) -> Ints:
         """Other ranks: waits for the next StepPlan."""
+        self.progress.rest("waiting for a plan")
         message = None
         if self._stage > 0 and self._rank % self._tp == 0:
             channel = self._channels[_Link(_PLAN, 0, self._rank)]
@@ -136,6 +139,7 @@ class ParallelContext:
 
     def receive_hidden(self, tokens: int, hidden: int) -> Tensor:
         """From the same place in the stage before."""
+        self.progress.begin("waiting for the stage before")
         x = torch.empty(tokens, hidden, device=self._device)
         return self._channels[_Link(_HIDDEN, self._rank - self._tp, self._rank)].receive(x)
 
@@ -144,7 +148,12 @@ class ParallelContext:
         self._channels[_Link(_RESULT, self._rank, 0)].send(result)
 
     def receive_result(self, length: int) -> Tensor:
+        self.progress.begin("waiting for the last stage")
         return self._channels[_Link(_RESULT, (self._pp - 1) * self._tp, 0)].receive(torch.empty(length))
+
+    def pulse(self) -> Pulse:
+        """What this rank is doing; for any thread."""
+        return self.progress.pulse(self.stage.operations)
 
     def abort(self) -> None:
         """Makes what another thread is waiting for fail at once: a rank is known to be dead."""

@@ -11,9 +11,12 @@ from partitioning.checkpoint import open_checkpoint
 from partitioning.plan import Plan
 from workers.engine import Engine
 from workers.parallel import ParallelContext, join_store, open_store
+from workers.progress import Progress, Pulse
 from workers.request import EngineConfig
 from workers.runner import Runner
 from workers.step_plan import Kind, StepPlan
+
+_PATIENCE = 1.5  # of ranks that wait for each other: the coordinator's report of a hung step comes before
 
 
 class Rank:
@@ -36,7 +39,7 @@ class Rank:
 
     def join(self, host: str, port: int, epoch_key: str, address: str | None = None) -> None:
         """Meets the other ranks; returns when all have come. `address` is this rank's own, if not `host`."""
-        timeout = self._config.collective_timeout_s
+        timeout = _PATIENCE * self._config.collective_timeout_s
         if self._store is None:
             self._store = join_store(host, port, timeout)
         self._context = ParallelContext(
@@ -82,6 +85,11 @@ class Rank:
             sampled = self._runner.run(plan)
             if reports and sampled is not None and len(sampled.tokens):
                 self._context.send_result(torch.cat([sampled.tokens.float(), sampled.logprobs.reshape(-1)]))
+
+    def pulse(self) -> Pulse:
+        """What this rank is doing; for any thread."""
+        context = self._context
+        return Progress().pulse(0) if context is None else context.pulse()
 
     def close(self) -> None:
         """Lets go of memory and connections."""

@@ -93,6 +93,7 @@ class EngineConfig:
     """Limits of one replica's engine.
 
     `max_stretch`: how many times as long a prompt may make the steps of sequences that decode; see `workers.pacing`.
+    `collective_timeout_s`: how long a step may stand still before the replica counts as hung.
     `news_interval_s`: how long tokens may wait to be handed over together; a request's first and last never do.
     """
 
@@ -103,5 +104,5 @@ class EngineConfig:
     news_interval_s: float = 0.0
     max_model_len: int = 8192
     prefix_caching: bool = True
-    collective_timeout_s: float = 120.0
+    collective_timeout_s: float = 20.0
     eos_token_ids: tuple[int, ...] = field(default=())

@@ -55,6 +55,8 @@ class Runner:
     def run(self, plan: StepPlan) -> Sampled | None:
         """One step; the sampled tokens on ranks of the last stage, None elsewhere."""
         started = perf_counter()
+        progress = self._context.progress
+        progress.step = plan.step
         sampler, greedy, rows, slots = self._sampler, False, _NO_ROWS, _NO_ROWS[:, 0]
         if sampler is not None:
             sampler.apply(plan)
@@ -63,12 +65,15 @@ class Runner:
             greedy = sampler.greedy(slots)
         hidden = None if self._first else self._context.receive_hidden(len(plan.tokens), self._hidden_size)
         prepared = perf_counter()
+        progress.begin("computing")
         result = self._stage.run(plan, hidden, greedy)
         if result.hidden is not None:
+            progress.begin("handing on to the next stage")
             self._context.send_hidden(result.hidden)
         forwarded = perf_counter()
         sampled = None
         if sampler is not None:
+            progress.begin("sampling")
             if not len(slots):
                 sampled = Sampled(torch.empty(0, dtype=torch.int64), torch.empty(0, 1))
             elif result.best is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
@@ -13,6 +13,7 @@ from workers.engine import Engine, EngineFull, EngineStopped
 from workers.request import FinishReason, Output, Request, SamplingParams
 
 _BACKLOG = 4096  # step messages a gateway may leave unread before it is dropped
+_BEAT_S = 1.0  # a gateway hears at least this often that this process lives, and how far its steps are
 
 # Gateways ping every few seconds, to notice that this machine is gone.
 SERVER_OPTIONS = [
@@ -48,6 +49,9 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         self._engine = engine
         self._owners: dict[int, tuple[_Connection, int]] = {}  # by the engine's key
         self._last_key = 0
+        self._connections: set[_Connection] = set()
+        self._registry = ""
+        self._beats: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -62,9 +66,12 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         replica_pb2_grpc.add_ReplicaLinkServicer_to_server(self, self._server)
         bound = self._server.add_insecure_port(f"{host}:{port}")
         await self._server.start()
+        self._beats = asyncio.create_task(self._beat())
         return bound
 
     async def stop(self, grace: float | None = None) -> None:
+        if self._beats is not None:
+            self._beats.cancel()
         if self._server is not None:
             await self._server.stop(grace)
 
@@ -73,20 +80,41 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._deliver, outputs)
 
+    def announce(self, registry: str) -> None:
+        """Tells gateways that the coordinator's registry is at `registry` (host:port) now. Called by any thread."""
+        assert self._loop is not None
+        self._registry = registry
+        self._loop.call_soon_threadsafe(self._tell_all)
+
     async def Attach(
         self, request_iterator: AsyncIterator[replica_pb2.AttachRequest], context: Context
     ) -> AsyncIterator[replica_pb2.AttachResponse]:
         connection = _Connection()
         reader = asyncio.create_task(self._read(connection, request_iterator))
+        self._connections.add(connection)
         try:
-            yield replica_pb2.AttachResponse(load=self._load())
+            yield self._message()
             while (message := await connection.outbox.get()) is not None:
                 yield message
         finally:
             reader.cancel()
+            self._connections.discard(connection)
             for key in connection.keys.values():
                 del self._owners[key]
                 self._engine.cancel(key)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        for connection in self._connections:
+            if connection.outbox.empty():  # otherwise a message is on its way
+                connection.outbox.put_nowait(self._message())
+
+    def _message(self, news: Iterable[replica_pb2.SequenceNews] = ()) -> replica_pb2.AttachResponse:
+        return replica_pb2.AttachResponse(news=news, load=self._load(), registry=self._registry)
 
     async def _read(self, connection: _Connection, requests: AsyncIterator[replica_pb2.AttachRequest]) -> None:
         try:
@@ -119,7 +147,7 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
 
     def _reject(self, connection: _Connection, key: int, end: replica_pb2.SequenceEnd, error: Exception) -> None:
         news = replica_pb2.SequenceNews(key=key, end=end, detail=str(error))
-        connection.outbox.put_nowait(replica_pb2.AttachResponse(news=[news], load=self._load()))
+        connection.outbox.put_nowait(self._message([news]))
 
     def _deliver(self, outputs: list[Output]) -> None:
         by_connection: defaultdict[_Connection, dict[int, replica_pb2.SequenceNews]] = defaultdict(dict)
@@ -137,9 +165,8 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
                 before.end = news.end
             if output.finish_reason is not None:
                 del self._owners[output.key], connection.keys[key]
-        load = self._load()
         for connection, by_key in by_connection.items():
-            connection.outbox.put_nowait(replica_pb2.AttachResponse(news=by_key.values(), load=load))
+            connection.outbox.put_nowait(self._message(by_key.values()))
             if connection.outbox.qsize() > _BACKLOG:
                 connection.outbox = asyncio.Queue()
                 connection.outbox.put_nowait(None)

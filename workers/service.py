@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 from workers.engine import Engine
-from workers.request import Output, Request, SamplingParams
+from workers.request import EngineLoad, Output, Request, SamplingParams
 from workers.server import ReplicaServer
 
 _WARM_UP = SamplingParams(max_tokens=2, ignore_eos=True)
@@ -53,6 +53,13 @@ class EngineService:
     def stop(self) -> None:
         """Ends the engine after the steps in flight."""
         self._engine.stop()
+
+    def announce(self, registry: str) -> None:
+        """Tells gateways where the coordinator's registry is now."""
+        self._server.announce(registry)
+
+    def load(self) -> EngineLoad:
+        return self._engine.load()
 
     def _run(self) -> None:
         try:

@@ -22,7 +22,7 @@ def demo(
 
 
 async def _demo(spec: DeploymentSpec, once: bool) -> None:
-    from cluster.deployment import Interrupted, checked, deployment
+    from cluster.lifecycle.serving import Interrupted, checked, deployment
     from phalanx import AsyncClient
 
     try:

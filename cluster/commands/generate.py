@@ -109,7 +109,10 @@ def generate(
     except TokenizerMissing:
         tokenizer = None
     limits = Limits(spec.vocab_size, settings.max_model_len)
-    config = EngineConfig(max_model_len=limits.max_model_len, eos_token_ids=spec.eos_token_ids)
+    # Ranks may be done with loading at different times.
+    config = EngineConfig(
+        max_model_len=limits.max_model_len, eos_token_ids=spec.eos_token_ids, collective_timeout_s=120.0
+    )
 
     if input is not None and output is not None:
         _batch(input, output, sampling, plan, config, tokenizer, limits)

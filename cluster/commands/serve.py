@@ -32,12 +32,18 @@ def serve(
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of a replica's KV cache.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the deployment, unique in the cluster.")] = None,
     listen: Annotated[str | None, typer.Option(help="Where the gateway listens, as HOST:PORT.")] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when it is ready; it runs until phalanx stop. Starts no gateway.")
+    ] = False,
 ) -> None:
     """Serve MODEL, cut as asked, until Ctrl-C or SIGTERM.
 
     Joins the Ray cluster at RAY_ADDRESS, or starts one on this machine. A YAML file can say more than the options do
     (see docs/deployment.md); options win over the file. On a cluster: ray job submit --working-dir . -- python -m
     cluster.cli serve MODEL --tp 2 --pp 2
+
+    With --detach the deployment outlives this command, and gateways are started by phalanx gateway. Once more with a
+    changed file, it replaces the replicas of the running deployment one by one, as phalanx roll does.
     """
     given = {
         "tp": tp,
@@ -58,12 +64,21 @@ def serve(
         spec = DeploymentSpec.read(Path(target), **fields)
     else:
         spec = DeploymentSpec.of({"model": target, **fields})
-    asyncio.run(_serve(spec))
+    asyncio.run(_detach(spec) if detach else _serve(spec))
+
+
+async def _detach(spec: DeploymentSpec) -> None:
+    from cluster.lifecycle.detached import apply
+    from cluster.lifecycle.serving import checked
+
+    registry = await apply(checked(spec), _say)
+    _say(f"{spec.name} is ready, and goes on until: phalanx stop {spec.name}. A gateway for it, anywhere:")
+    _say(f"  phalanx gateway --registry {registry}")
 
 
 async def _serve(spec: DeploymentSpec) -> None:
     # Ray and torch take seconds to import.
-    from cluster.deployment import Interrupted, checked, deployment
+    from cluster.lifecycle.serving import Interrupted, checked, deployment
 
     try:
         async with deployment(checked(spec), _say) as (address, until_over):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import grpc
+
 from cluster.gateway.admission import Admission
 from cluster.gateway.errors import Context
 from cluster.gateway.fleet import Fleet
@@ -13,9 +15,16 @@ _DEFAULT_DRAIN_S = 30
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """`news` is the coordinator's last message."""
+    """`news` is the coordinator's last message; `scale` asks it for another number of replicas."""
 
-    def __init__(self, fleet: Fleet, admission: Admission, drain: Callable[[float], Awaitable[int]]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        admission: Admission,
+        drain: Callable[[float], Awaitable[int]],
+        scale: Callable[[int, float | None], Awaitable[int]],
+    ) -> None:
+        self._scale = scale
         self._fleet = fleet
         self._admission = admission
         self._drain = drain
@@ -39,3 +48,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
         return admin_pb2.DrainResponse(unfinished_requests=await self._drain(request.seconds or _DEFAULT_DRAIN_S))
+
+    async def Scale(self, request: registry_pb2.ScaleRequest, context: Context) -> registry_pb2.ScaleResponse:
+        try:
+            ready = await self._scale(request.replicas, context.time_remaining())
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), error.details() or "")
+        return registry_pb2.ScaleResponse(ready=ready)

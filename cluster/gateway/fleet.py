@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 
-from cluster.gateway.link import Link
+from cluster.gateway.link import Link, Patience
 from cluster.router import least_loaded
 from phalanx.v1 import registry_pb2
+
+# A replica that drains finishes what it has.
+_SERVING = (registry_pb2.REPLICA_STATE_READY, registry_pb2.REPLICA_STATE_DRAINING)
 
 
 class Fleet:
     """Keeps a link to every ready replica of the cluster. Lives on one event loop.
 
-    `on_change` is called whenever a replica becomes usable or stops being so.
+    `on_change` is called whenever a replica becomes usable or stops being so, `on_registry` with the address where a
+    replica says that the registry is.
     """
 
-    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
-        self._on_change = on_change
+    def __init__(
+        self, on_change: Callable[[], None] = lambda: None, on_registry: Callable[[str], None] = lambda address: None
+    ) -> None:
+        self._on_change, self._on_registry = on_change, on_registry
+        self.patience = Patience()
         self._links: dict[tuple[int, int], Link] = {}  # by replica and epoch
         self._replicas: list[registry_pb2.Replica] = []
         self._changed = asyncio.Event()
@@ -31,18 +38,22 @@ class Fleet:
 
     @property
     def usable(self) -> list[Link]:
-        return [link for link in self._links.values() if link.connected]
+        """Those that may get sequences."""
+        ready = registry_pb2.REPLICA_STATE_READY
+        return [link for link in self._links.values() if link.connected and link.replica.state == ready]
 
     def update(self, replicas: Collection[registry_pb2.Replica]) -> None:
         """Connects to the replicas that are ready now, and leaves those that are not."""
         self._replicas = list(replicas)
-        ready = {(r.id, r.epoch): r for r in replicas if r.state == registry_pb2.REPLICA_STATE_READY}
+        ready = {(r.id, r.epoch): r for r in replicas if r.state in _SERVING}
         for key in self._links.keys() - ready.keys():
             task = asyncio.create_task(self._links.pop(key).close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         for key in ready.keys() - self._links.keys():
-            self._links[key] = Link(ready[key], self._notice)
+            self._links[key] = Link(ready[key], self.patience, self._notice, self._on_registry)
+        for key, replica in ready.items():
+            self._links[key].replica = replica
         self._notice()
 
     def choose(self, avoid: Collection[Link] = ()) -> Link | None:

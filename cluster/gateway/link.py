@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -17,9 +18,19 @@ from phalanx.v1 import registry_pb2, replica_pb2, replica_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 0.2
+
 
 class LinkLost(Exception):
     """The connection ended before the sequence did."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How many seconds a replica may be silent (it speaks every second), and how many a step may take."""
+
+    silent_s: float = 5.0
+    still_s: float = 20.0
 
 
 @dataclass
@@ -29,9 +40,24 @@ class _Sequence:
 
 
 class Link:
-    """Keeps one `ReplicaLink.Attach` stream open and hands every sequence its news. Lives on one event loop."""
+    """Keeps one `ReplicaLink.Attach` stream open and hands every sequence its news. Lives on one event loop.
 
-    def __init__(self, replica: registry_pb2.Replica, on_change: Callable[[], None]) -> None:
+    A replica from which nothing is heard for `patience.silent_s`, or whose steps do not move for `patience.still_s`
+    while it has sequences of this gateway, counts as lost until it speaks again. `on_registry` is told where a replica
+    says that the registry is.
+    """
+
+    def __init__(
+        self,
+        replica: registry_pb2.Replica,
+        patience: Patience,
+        on_change: Callable[[], None],
+        on_registry: Callable[[str], None],
+    ) -> None:
+        self._patience = patience
+        self._on_registry = on_registry
+        self._registry = ""
+        self._moved = 0.0  # when the steps last did
         self.replica = replica
         self.load = replica_pb2.ReplicaLoad()
         self.connected = False
@@ -76,18 +102,26 @@ class Link:
             except grpc.aio.AioRpcError as error:
                 raise_if_cancelled()
                 log.debug("replica %d: %s", self.replica.id, error.details())
+            except TimeoutError:
+                log.warning("replica %d, epoch %d: %s", self.replica.id, self.replica.epoch, self._complaint())
             finally:
                 self._lose()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(_RETRY_S)
 
     async def _attach(self) -> None:
         async with grpc.aio.insecure_channel(self.replica.address, options=CHANNEL_OPTIONS) as channel:
             call = replica_pb2_grpc.ReplicaLinkStub(channel).Attach()
             writer = asyncio.create_task(self._write(call))
             try:
-                while (message := await call.read()) is not grpc.aio.EOF:
+                self._moved = monotonic()
+                while True:
+                    async with asyncio.timeout(self._patience.silent_s):
+                        message = await call.read()
+                    if message is grpc.aio.EOF:
+                        return
                     self._take(message)
             finally:
+                call.cancel()
                 writer.cancel()
                 await asyncio.wait([writer])
 
@@ -103,6 +137,14 @@ class Link:
             self._on_change()
         for news in message.news:
             self._deliver(news)
+        if message.registry != self._registry:
+            self._registry = message.registry
+            self._on_registry(message.registry)
+        now = monotonic()
+        if message.load.steps != self.load.steps or not self._sequences:
+            self._moved = now
+        elif now - self._moved > self._patience.still_s:
+            raise TimeoutError
         self.load = message.load
         self._others = max(0, message.load.running + message.load.waiting - len(self._sequences))
 
@@ -111,6 +153,12 @@ class Link:
         sequence = self._forget(news.key) if ended else self._sequences.get(news.key)
         if sequence is not None:  # otherwise it was cancelled meanwhile
             sequence.deliver(news)
+
+    def _complaint(self) -> str:
+        still_s = monotonic() - self._moved
+        if still_s > self._patience.still_s:
+            return f"no step has ended for {still_s:.1f} s: its streams go on elsewhere"
+        return f"nothing was heard for {self._patience.silent_s:g} s: its streams go on elsewhere"
 
     def _forget(self, key: int) -> _Sequence | None:
         sequence = self._sequences.pop(key, None)

@@ -17,9 +17,10 @@ from cluster.gateway.admin import AdminService
 from cluster.gateway.admission import Admission
 from cluster.gateway.errors import MalformedMessages
 from cluster.gateway.fleet import Fleet
+from cluster.gateway.link import Patience
 from cluster.gateway.model import ServedModel, tokenizer_of
 from cluster.gateway.service import InferenceService
-from cluster.gateway.watch import watch_registry
+from cluster.gateway.watch import RegistryWatch
 from partitioning.plan_json import plan_from_json
 from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
 
@@ -27,12 +28,13 @@ log = logging.getLogger(__name__)
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _GRACE_S = 5.0  # for answers that are on their way when the server stops
 
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """`listen` is host:port (port 0 for any), `registry` the coordinator's host:port.
+    """`listen` is host:port (port 0 for any), `registry` the coordinator's host:port, or several of them with commas.
 
     `max_sequences` are generated at once, more are told to come again. A stream whose replica is lost waits up to
     `recovery_s` seconds for another. `tokenizer` is a checkpoint to take the tokenizer from, when the model's own path
@@ -59,9 +61,10 @@ class Gateway:
         self._config = config
         self._on_news = on_news
         self._admission = Admission(config.max_sequences)
-        self._fleet = Fleet(self._update_health)
+        self._watch = RegistryWatch(config.registry.split(","), f"gateway-{uuid.uuid4().hex[:8]}", self._take)
+        self._fleet = Fleet(self._update_health, self._watch.moved)
         self._inference = InferenceService(self._fleet, self._admission, config.recovery_s)
-        self._admin = AdminService(self._fleet, self._admission, self.drain)
+        self._admin = AdminService(self._fleet, self._admission, self.drain, self._watch.scale)
         self._health = health.aio.HealthServicer()
         self._ready = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,7 +97,7 @@ class Gateway:
                 "choose another with --listen HOST:PORT"
             ) from error
         await self._server.start()
-        self._spawn(watch_registry(self._config.registry, f"gateway-{uuid.uuid4().hex[:8]}", self._take))
+        self._spawn(self._watch.run())
         return port
 
     async def ready(self) -> None:
@@ -125,6 +128,7 @@ class Gateway:
 
     def _read_model(self, news: registry_pb2.WatchResponse) -> ServedModel:
         plan, engine = plan_from_json(news.plan_json), json.loads(news.engine_json)
+        self._fleet.patience = Patience(still_s=engine["collective_timeout_s"])
         return ServedModel(
             plan,
             engine["max_model_len"],
@@ -141,9 +145,12 @@ class Gateway:
         self._spawn(self._set_health(ready))
 
     async def _set_health(self, ready: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        status = _SERVING if ready else _NOT_SERVING
         for service in ("", _INFERENCE):
             await self._health.set(service, status)
+        for replica, link in self._fleet.replicas:
+            up = link is not None and link.connected and not self._admission.draining
+            await self._health.set(f"replica-{replica.id}", _SERVING if up else _NOT_SERVING)
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

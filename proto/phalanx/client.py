@@ -10,7 +10,7 @@ import grpc
 
 from phalanx.errors import from_rpc
 from phalanx.messages import Chunk, Completion, Messages, Prompt, SamplingOptions, chat_request, chunk, generate_request
-from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
 
 
 class Client:
@@ -98,6 +98,11 @@ class Client:
         """Makes the gateway take no more requests; returns how many had not finished after `seconds`."""
         request = admin_pb2.DrainRequest(seconds=seconds)
         return int(self._call(self._admin.Drain, request).unfinished_requests)
+
+    def scale(self, replicas: int) -> int:
+        """Changes the number of replicas of the deployment; returns how many are ready then."""
+        request = registry_pb2.ScaleRequest(replicas=replicas)
+        return int(self._call(self._admin.Scale, request).ready)
 
     def close(self) -> None:
         """Ends the connection, and every stream on it."""

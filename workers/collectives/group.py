@@ -20,6 +20,11 @@ class Group(Protocol):
     rank: int
     size: int
 
+    @property
+    def operations(self) -> int:
+        """How many this rank has begun, give or take one. May be asked from any thread."""
+        ...
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place; returns x. Any contiguous float tensor."""
         ...
@@ -44,6 +49,7 @@ class SoloGroup:
 
     rank = 0
     size = 1
+    operations = 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return x

@@ -35,6 +35,11 @@ class HierarchicalGroup:
         self.rank, self.size = rank, sum(map(len, hosts))
         self._hosts, self._here, self._between = hosts, here, between
 
+    @property
+    def operations(self) -> int:
+        group = self._here or self._between
+        return 0 if group is None else group.operations
+
     def all_reduce(self, x: Tensor) -> Tensor:
         if not x.numel():
             return x

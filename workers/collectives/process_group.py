@@ -29,6 +29,7 @@ class ProcessGroup:
         self._glance = _GLANCE if isinstance(group, ProcessGroupGloo) else None
         self._aborted = False
         self._left: Any = None
+        self.operations = 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
         self._wait(self._group.allreduce([x]), "all-reduce")
@@ -62,6 +63,7 @@ class ProcessGroup:
         self._group.shutdown()
 
     def _wait(self, work: Any, operation: str) -> None:
+        self.operations += 1
         try:
             while self._glance is not None and not _ends_within(work, self._glance):
                 if self._aborted:

@@ -51,6 +51,11 @@ class SharedMemoryGroup:
             torch.bfloat16: self._library.phx_all_reduce_bf16,
         }
 
+    @property
+    def operations(self) -> int:
+        address = self.native
+        return int(self._library.phx_group_operations(address)) if address else 0
+
     def all_reduce(self, x: Tensor) -> Tensor:
         assert x.is_contiguous()
         native = self._all_reduces.get(x.dtype)

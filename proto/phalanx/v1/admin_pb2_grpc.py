@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from phalanx.v1 import admin_pb2 as phalanx_dot_v1_dot_admin__pb2
+from phalanx.v1 import registry_pb2 as phalanx_dot_v1_dot_registry__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -45,6 +46,11 @@ class AdminStub:
                 request_serializer=phalanx_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=phalanx_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/phalanx.v1.Admin/Scale',
+                request_serializer=phalanx_dot_v1_dot_registry__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=phalanx_dot_v1_dot_registry__pb2.ScaleResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -65,6 +71,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Changes the number of replicas of the deployment; returns when that many are ready, or at the call's deadline, after
+        which the change goes on. Streams of a replica that ends finish there, or move to another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +91,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=phalanx_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=phalanx_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=phalanx_dot_v1_dot_registry__pb2.ScaleRequest.FromString,
+                    response_serializer=phalanx_dot_v1_dot_registry__pb2.ScaleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +153,33 @@ class Admin:
             '/phalanx.v1.Admin/Drain',
             phalanx_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             phalanx_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phalanx.v1.Admin/Scale',
+            phalanx_dot_v1_dot_registry__pb2.ScaleRequest.SerializeToString,
+            phalanx_dot_v1_dot_registry__pb2.ScaleResponse.FromString,
             options,
             channel_credentials,
             insecure,

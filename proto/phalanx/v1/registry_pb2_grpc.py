@@ -40,6 +40,11 @@ class RegistryStub:
                 request_serializer=phalanx_dot_v1_dot_registry__pb2.WatchRequest.SerializeToString,
                 response_deserializer=phalanx_dot_v1_dot_registry__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/phalanx.v1.Registry/Scale',
+                request_serializer=phalanx_dot_v1_dot_registry__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=phalanx_dot_v1_dot_registry__pb2.ScaleResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -54,6 +59,14 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Changes the number of replicas; returns when the new ones are ready and those too many have ended, or at the
+        call's deadline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +74,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=phalanx_dot_v1_dot_registry__pb2.WatchRequest.FromString,
                     response_serializer=phalanx_dot_v1_dot_registry__pb2.WatchResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=phalanx_dot_v1_dot_registry__pb2.ScaleRequest.FromString,
+                    response_serializer=phalanx_dot_v1_dot_registry__pb2.ScaleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +109,33 @@ class Registry:
             '/phalanx.v1.Registry/Watch',
             phalanx_dot_v1_dot_registry__pb2.WatchRequest.SerializeToString,
             phalanx_dot_v1_dot_registry__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phalanx.v1.Registry/Scale',
+            phalanx_dot_v1_dot_registry__pb2.ScaleRequest.SerializeToString,
+            phalanx_dot_v1_dot_registry__pb2.ScaleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,12 +52,14 @@ class Cancel(_message.Message):
     def __init__(self, key: _Optional[int] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
-    __slots__ = ("news", "load")
+    __slots__ = ("news", "load", "registry")
     NEWS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_FIELD_NUMBER: _ClassVar[int]
     news: _containers.RepeatedCompositeFieldContainer[SequenceNews]
     load: ReplicaLoad
-    def __init__(self, news: _Optional[_Iterable[_Union[SequenceNews, _Mapping]]] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ...) -> None: ...
+    registry: str
+    def __init__(self, news: _Optional[_Iterable[_Union[SequenceNews, _Mapping]]] = ..., load: _Optional[_Union[ReplicaLoad, _Mapping]] = ..., registry: _Optional[str] = ...) -> None: ...
 
 class SequenceNews(_message.Message):
     __slots__ = ("key", "first_token_index", "token_ids", "logprobs", "end", "cached_tokens", "detail")

@@ -153,6 +153,8 @@ void phx_group_close(PhxGroup* group) { delete group; }
 
 void phx_group_abort(PhxGroup* group) { group->meeting.abort(); }
 
+uint32_t phx_group_operations(const PhxGroup* group) { return group->meeting.reached(); }
+
 void phx_group_stall(const PhxGroup* group, PhxStall* stall) {
     const Stall& found = group->meeting.stall();
     *stall = {found.peer, found.wanted, found.reached, found.seconds};

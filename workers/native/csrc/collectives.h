@@ -22,6 +22,8 @@ long phx_group_bytes(int size, long slot_bytes);
 PhxGroup* phx_group_open(int file, int size, int rank, long slot_bytes, double timeout_s, double spin_us);
 void phx_group_close(PhxGroup* group);
 void phx_group_abort(PhxGroup* group);
+// How many operations this rank has reached; for any thread.
+uint32_t phx_group_operations(const PhxGroup* group);
 void phx_group_stall(const PhxGroup* group, PhxStall* stall);
 
 // Sums over the ranks, in place, in the order of the ranks and in float32: the bits are the same on all ranks. The

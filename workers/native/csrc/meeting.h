@@ -51,6 +51,9 @@ class Meeting {
     }
     int await_all(uint32_t number);
 
+    // What this seat has reached.
+    uint32_t reached() const { return seats_[seat_].reached.load(std::memory_order_relaxed); }
+
     // Makes what another thread of this process awaits end at once.
     void abort();
 

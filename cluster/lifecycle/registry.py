@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -15,9 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class Registry(registry_pb2_grpc.RegistryServicer):
-    """Holds the state of the deployment and sends every change to all who watch. Lives on one event loop."""
+    """Holds the state of the deployment and sends every change to all who watch. Lives on one event loop.
 
-    def __init__(self, deployment: str) -> None:
+    `scale` changes the number of replicas and returns how many there are; it raises ValueError or RuntimeError with
+    what is in the way.
+    """
+
+    def __init__(self, deployment: str, scale: Callable[[int], Awaitable[int]] | None = None) -> None:
+        self._scale = scale
         self._state = registry_pb2.WatchResponse(deployment=deployment)
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -57,6 +62,20 @@ class Registry(registry_pb2_grpc.RegistryServicer):
             state.CopyFrom(self._state)
             yield state
             await changed.wait()
+
+    async def Scale(
+        self, request: registry_pb2.ScaleRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> registry_pb2.ScaleResponse:
+        if self._scale is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this deployment has a fixed number of replicas")
+        if not request.replicas:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "replicas is 0: phalanx stop ends a deployment")
+        try:
+            # A caller that goes away does not undo what it began.
+            ready = await asyncio.shield(asyncio.ensure_future(self._scale(request.replicas)))
+        except (ValueError, RuntimeError) as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return registry_pb2.ScaleResponse(ready=ready)
 
     def _notify(self) -> None:
         self._changed.set()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -13,28 +11,18 @@ from time import monotonic
 from typing import Any
 
 import ray
-from ray._private.ray_logging import global_worker_stdstream_dispatcher
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
-from cluster.coordinator import NAMESPACE, Coordinator, Opened, actor_name
 from cluster.gateway.server import Gateway, GatewayConfig
+from cluster.lifecycle.coordinator import Opened
+from cluster.lifecycle.ray_cluster import Say, ask, create_coordinator, join_or_start, mute_workers
 from cluster.models import resolve_model
 from cluster.spec import DeploymentSpec
 from cluster.text import TokenizerMissing, load_tokenizer
 from partitioning.checkpoint import open_checkpoint
-from partitioning.topology import usable_cores
 from phalanx.v1 import registry_pb2
 
-log = logging.getLogger(__name__)
-
 _CLOSE_S = 20.0
-_OBJECT_STORE_BYTES = 100 << 20  # of a local cluster: nothing large goes through Ray
-
-Say = Callable[[str], None]
-
-
-class DeployError(RuntimeError):
-    """A deployment that cannot start. The message names the cause and the remedy."""
 
 
 def checked(spec: DeploymentSpec) -> DeploymentSpec:
@@ -66,19 +54,19 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
         GatewayError: the gateway's address cannot be listened on.
         Interrupted: by a signal, while it started.
     """
-    _connect(spec, say)
+    join_or_start(spec, say)
     try:
         stop = _stop_signal()
-        coordinator = _create_coordinator(spec)
+        coordinator = create_coordinator(spec, detached=False)
         try:
-            opened: Opened = await _ask(coordinator.open.remote())
+            opened: Opened = await ask(coordinator.open.remote())
             say(f"planned; further gateways: phalanx gateway --registry {opened.registry}")
             gateway = Gateway(
                 GatewayConfig(spec.listen, opened.registry, spec.max_sequences, spec.recovery_s), _Progress(say)
             )
             try:
                 port = await gateway.start()
-                await _unless(stop, _ask(coordinator.started.remote()))
+                await _unless(stop, ask(coordinator.started.remote()))
                 await _unless(stop, gateway.ready())
                 yield f"{spec.listen.rpartition(':')[0]}:{port}", partial(_until_over, stop, coordinator)
                 say("draining: requests may finish, new ones are not taken (Ctrl-C again ends them)")
@@ -87,7 +75,7 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
             finally:
                 await gateway.stop()
         finally:
-            _mute_workers()
+            mute_workers()
             with suppress(RayActorError, TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
                     await coordinator.close.remote()
@@ -123,61 +111,7 @@ async def _unless(stop: asyncio.Event, call: Awaitable[None]) -> None:
 
 async def _until_over(stop: asyncio.Event, coordinator: Any) -> None:
     with suppress(Interrupted):
-        await _unless(stop, _ask(coordinator.until_closed.remote()))
-
-
-def _connect(spec: DeploymentSpec, say: Say) -> None:
-    address = os.environ.get("RAY_ADDRESS")
-    common: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR}
-    try:
-        if address:
-            say(f"joining the Ray cluster at {address}")
-            ray.init(address=address, **common)
-            return
-        say("starting a Ray cluster on this machine (set RAY_ADDRESS to join one)")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ranks = (spec.tp or 1) * (spec.pp or 1) * (spec.replicas or 1)
-        ray.init(
-            address="local",
-            # More ranks than cores are slow, and fine for a trial.
-            num_cpus=max(usable_cores(), ranks),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            **common,
-        )
-    except Exception as error:  # Ray raises many kinds
-        where = f"join the Ray cluster at {address}" if address else "start a Ray cluster on this machine"
-        token = " If the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)."
-        raise DeployError(f"cannot {where}: {error}.{token if address else ''}") from error
-
-
-def _mute_workers() -> None:
-    """No longer shows here what workers print: one that Ray ends while it starts leaves a traceback, at an orderly end
-    too. Ray has no public way to stop this after `init`."""
-    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
-
-
-def _create_coordinator(spec: DeploymentSpec) -> Any:
-    try:
-        return (
-            ray.remote(Coordinator)
-            .options(name=actor_name(spec.name), num_cpus=0, max_concurrency=100)
-            .remote(spec.model_dump_json())
-        )
-    except ValueError as error:
-        raise DeployError(
-            f"a deployment named {spec.name} is running on this cluster already: stop it, or choose another --name"
-        ) from error
-
-
-async def _ask(call: Any) -> Any:
-    """The answer of the coordinator, or the error it had, as if it had been raised here."""
-    try:
-        return await call
-    except RayTaskError as error:
-        raise error.cause from None
-    except RayActorError as error:
-        raise DeployError(f"the coordinator died: {error}") from error
+        await _unless(stop, ask(coordinator.until_closed.remote()))
 
 
 class _Progress:

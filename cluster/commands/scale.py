@@ -1,0 +1,34 @@
+"""`phalanx scale` and `phalanx drain`: what a gateway can be asked to change."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cluster.commands.ask import DEFAULT_ADDRESS, AddressOption
+from phalanx import Client
+
+
+def scale(
+    replicas: Annotated[int, typer.Option(min=1, help="How many copies of the model there shall be.")],
+    address: AddressOption = DEFAULT_ADDRESS,
+    wait_s: Annotated[float, typer.Option(min=1, help="How long to wait for them; the change goes on after.")] = 600.0,
+) -> None:
+    """Change the number of replicas while they serve.
+
+    New ones are started; those too many finish their streams, or hand them to the others, and end.
+    """
+    with Client(address, timeout=wait_s) as client:
+        ready = client.scale(replicas)
+    typer.echo(f"{ready} replicas are ready", err=True)
+
+
+def drain(
+    address: AddressOption = DEFAULT_ADDRESS,
+    seconds: Annotated[int, typer.Option(min=1, help="How long requests may take to finish.")] = 30,
+) -> None:
+    """Let a gateway take no more requests, and wait for those it has: before it is stopped or moved."""
+    with Client(address, timeout=seconds + 10.0) as client:
+        left = client.drain(seconds)
+    typer.echo(f"{left} requests had not finished" if left else "every request has finished", err=True)

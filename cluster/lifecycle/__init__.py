@@ -1,0 +1,1 @@
+"""The life of a deployment: its coordinator, its replicas, their epochs and ranks."""

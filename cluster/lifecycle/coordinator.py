@@ -1,0 +1,160 @@
+"""The coordinator: a named Ray actor that plans the deployment and keeps its replicas alive.
+
+Ray restarts it when it dies. Replicas go on meanwhile, and the one that comes back takes them over: what it has to know
+is in a `DeploymentRecord`. Unless the deployment is detached, coordinator and placement groups belong to the job that
+serves: when that ends, in whatever way, Ray removes both, and the ranks with the groups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from time import monotonic
+
+import ray
+
+from cluster.lifecycle.blueprint import Blueprint, draw
+from cluster.lifecycle.record import DeploymentRecord
+from cluster.lifecycle.registry import Registry
+from cluster.lifecycle.replica_set import ReplicaSet
+from cluster.spec import DeploymentSpec
+from cluster.topology import ray_nodes
+from partitioning.plan import PlanError
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 10.0  # how often it is looked whether a replica in another cut can return to the planned one
+_DEVICES_S = 2.0  # between looks for devices that are waited for
+_EVERY = ("0.0.0.0", "[::]")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Where the registry is, as host:port, and the plan."""
+
+    registry: str
+    plan_json: str
+
+
+class Coordinator:
+    """The actor. `open` it, wait for it to have `started`, `close` it.
+
+    `life` tells deployments apart that had the same name one after the other.
+    """
+
+    def __init__(self, spec_json: str, life: str, detached: bool) -> None:
+        self._spec = DeploymentSpec.model_validate_json(spec_json)
+        self._record = DeploymentRecord(self._spec.name, life, detached)
+        self._registry = Registry(self._spec.name, self.scale)
+        self._opening: asyncio.Task[Opened] | None = None
+        self._replicas: ReplicaSet | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+        # Nobody else asks for it when Ray has restarted this actor.
+        ray.get_runtime_context().current_actor.open.remote()
+
+    async def open(self) -> Opened:
+        """Plans, and begins to build the replicas; where an earlier life of this actor did, takes those over.
+
+        Raises:
+            PlanError: it does not fit the cluster; the message says what is missing.
+            CheckpointError: the model cannot be read on this node.
+        """
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        return await asyncio.shield(self._opening)
+
+    async def started(self) -> None:
+        """Returns when every replica has been ready once.
+
+        Raises:
+            ReplicaError: one could not be built.
+        """
+        await (await self._opened()).started()
+
+    async def scale(self, replicas: int) -> int:
+        """Starts or retires replicas until there are so many; returns their number.
+
+        Raises:
+            PlanError: there is no room for so many.
+            ReplicaError: a new one could not be built; it is given up.
+        """
+        await (await self._opened()).scale(replicas)
+        return replicas
+
+    async def roll(self, spec_json: str) -> None:
+        """Replaces the replicas, one after the other, by those of another spec, and their number by the spec's.
+
+        Raises:
+            RollError: the spec cannot take over the streams of the one before.
+            PlanError, ReplicaError: a new replica could not be built. Those not replaced yet go on.
+        """
+        await (await self._opened()).roll(DeploymentSpec.model_validate_json(spec_json))
+
+    async def close(self) -> None:
+        """Ends the replicas, and leaves no actor or placement group behind."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._replicas is not None:
+            await self._replicas.stop()
+        await self._registry.stop()
+        await asyncio.to_thread(self._record.erase)
+        self._closed.set()
+
+    async def until_closed(self) -> None:
+        """Returns after `close`; a caller notices by it when this actor dies for good."""
+        await self._closed.wait()
+
+    async def _opened(self) -> ReplicaSet:
+        await self.open()
+        assert self._replicas is not None
+        return self._replicas
+
+    async def _open(self) -> Opened:
+        left = await asyncio.to_thread(DeploymentRecord.read, self._spec.name)
+        if left is not None and left.life == self._record.life:
+            self._record = left
+            await self._listen(left.registry)
+            self._replicas = ReplicaSet(left, self._registry)
+            self._replicas.take_over()
+        else:
+            blueprint = await self._planned()
+            await self._listen(self._spec.registry_listen)
+            self._replicas = ReplicaSet(self._record, self._registry)
+            self._replicas.begin(blueprint)
+        self._keeper = asyncio.create_task(self._keep(self._replicas))
+        return Opened(self._record.registry, Blueprint.from_json(self._record.blueprint).plan_json)
+
+    async def _planned(self) -> Blueprint:
+        """The blueprint, as soon as the cluster has the devices; the spec says how long that may take."""
+        deadline = monotonic() + self._spec.wait_for_devices_s
+        while True:
+            try:
+                return await asyncio.to_thread(lambda: draw(self._spec, 1, ray_nodes()))
+            except PlanError as error:
+                if monotonic() + _DEVICES_S > deadline:
+                    raise
+                log.warning("waiting for devices, for up to %.0f s: %s", deadline - monotonic(), error)
+                await asyncio.sleep(_DEVICES_S)
+
+    async def _listen(self, wish: str | None) -> None:
+        """Opens the registry, at the wished address if it can be had: gateways look there first."""
+        nodes = await asyncio.to_thread(ray_nodes)
+        own = "127.0.0.1" if len(nodes) == 1 else ray.util.get_node_ip_address()
+        for address in filter(None, (wish, f"{own}:0")):
+            host, _, port = address.rpartition(":")
+            try:
+                bound = await self._registry.start(host, int(port))
+            except RuntimeError as error:
+                log.warning("the registry cannot listen on %s: %s", address, error)
+            else:
+                # Gateways on other nodes cannot reach "every address".
+                self._record.registry = f"{ray.util.get_node_ip_address() if host in _EVERY else host}:{bound}"
+                return
+        raise RuntimeError(f"the registry cannot listen on {own}")
+
+    async def _keep(self, replicas: ReplicaSet) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await replicas.keep_to_plan()

@@ -1,0 +1,87 @@
+"""Deployments that outlive the command that starts them: to start, change and end from anywhere in the Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from cluster.lifecycle.coordinator import Opened
+from cluster.lifecycle.ray_cluster import (
+    DeployError,
+    Say,
+    ask,
+    create_coordinator,
+    find_coordinator,
+    join,
+    mute_workers,
+)
+from cluster.spec import DeploymentSpec
+
+
+async def apply(spec: DeploymentSpec, say: Say) -> str:
+    """Starts `spec`, whose model is checked, detached; where its deployment runs already, rolls it to `spec`. Returns
+    the registry's address when all replicas are ready.
+
+    Raises:
+        PlanError: it does not fit the cluster.
+        RollError: it cannot take over from what runs.
+        DeployError: no Ray cluster, or a replica could not be built.
+    """
+    with _joined(say):
+        coordinator = find_coordinator(spec.name)
+        if coordinator is not None:
+            say(f"{spec.name} runs already: replacing its replicas, one after the other")
+            await ask(coordinator.roll.remote(spec.model_dump_json()))
+            return str((await ask(coordinator.open.remote())).registry)
+        coordinator = create_coordinator(spec, detached=True)
+        try:
+            opened: Opened = await ask(coordinator.open.remote())
+            say(f"planned; the registry is at {opened.registry}; starting the replicas")
+            await ask(coordinator.started.remote())
+        except BaseException:
+            await _end(coordinator)
+            raise
+        return opened.registry
+
+
+async def roll(spec: DeploymentSpec, say: Say) -> None:
+    """Replaces the replicas of the running deployment of that name, one after the other. Raises as `apply` does."""
+    with _joined(say):
+        await ask(_running(spec.name).roll.remote(spec.model_dump_json()))
+
+
+async def stop(deployment: str, say: Say) -> None:
+    """Ends a deployment: no process of it is left.
+
+    Raises:
+        DeployError: no deployment of that name runs.
+    """
+    with _joined(say):
+        await _end(_running(deployment))
+
+
+def _running(deployment: str) -> Any:
+    coordinator = find_coordinator(deployment)
+    if coordinator is None:
+        raise DeployError(f"no deployment named {deployment} runs on this Ray cluster: see `ray list actors`")
+    return coordinator
+
+
+async def _end(coordinator: Any) -> None:
+    mute_workers()
+    with suppress(RayActorError):
+        await ask(coordinator.close.remote())
+    ray.kill(coordinator)
+
+
+@contextmanager
+def _joined(say: Say) -> Iterator[None]:
+    join(say)
+    try:
+        yield
+    finally:
+        ray.shutdown()

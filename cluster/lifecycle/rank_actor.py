@@ -1,0 +1,93 @@
+"""The Ray actor around one rank. Ray starts it and ends it; no step passes through Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import Callable
+
+import ray
+
+from partitioning.plan_json import plan_from_json
+from workers.lifeline import Lifeline
+from workers.rank import Rank
+from workers.request import EngineConfig, EngineLoad
+from workers.service import EngineService
+
+_BEATS = 8  # signs of life within the deadline of a step
+
+
+class RankActor:
+    """Rank `rank` of a plan. `secret` is what the epoch's processes know of each other by."""
+
+    def __init__(self, plan_json: str, engine_json: str, rank: int, secret: str) -> None:
+        plan = plan_from_json(plan_json)
+        mine = plan.ranks[rank]
+        if mine.device.startswith("cuda"):
+            # Ray shows this process its own GPU alone.
+            ranks = list(plan.ranks)
+            ranks[rank] = dataclasses.replace(mine, device="cuda:0")
+            plan = dataclasses.replace(plan, ranks=tuple(ranks))
+        fields = json.loads(engine_json)
+        self._config = EngineConfig(**{**fields, "eos_token_ids": tuple(fields["eos_token_ids"])})
+        self._secret = secret
+        self._rank = Rank(plan, rank, self._config)
+        self._service: EngineService | None = None
+        self._lifeline: Lifeline | None = None
+
+    def where(self) -> tuple[str, int]:
+        """This node's address, and the process id."""
+        return ray.util.get_node_ip_address(), os.getpid()
+
+    def lifeline(self, host: str) -> int:
+        """The port on `host` of this rank's lifeline."""
+        if self._lifeline is None:
+            interval = min(self._config.collective_timeout_s / _BEATS, 1.0)
+            self._lifeline = Lifeline(host, self._secret, self._rank.pulse, interval)
+        return self._lifeline.port
+
+    def open_store(self, host: str) -> int:
+        return self._rank.open_store(host)
+
+    def join(self, host: str, port: int, epoch_key: str, address: str) -> None:
+        self._rank.join(host, port, epoch_key, address)
+
+    def load(self) -> int:
+        return self._rank.load()
+
+    def follow(self) -> None:
+        """Other ranks: begins to work; the lifeline tells of the end."""
+        threading.Thread(target=self._work, args=(self._rank.follow,), name="rank", daemon=True).start()
+
+    def serve(self, host: str) -> int:
+        """Rank 0: generates a first token, then listens on `host`; returns the port. The lifeline tells of the end."""
+        self._service = EngineService(self._rank.engine)
+        port = self._service.start(host)
+        threading.Thread(target=self._work, args=(self._service.wait,), name="rank", daemon=True).start()
+        return port
+
+    def announce(self, registry: str) -> None:
+        """Rank 0: tells gateways where the coordinator's registry is now."""
+        assert self._service is not None
+        self._service.announce(registry)
+
+    def busy(self) -> EngineLoad:
+        """Rank 0: what it is working on."""
+        assert self._service is not None
+        return self._service.load()
+
+    def stop(self) -> None:
+        """Rank 0: lets the work of every rank end."""
+        assert self._service is not None
+        self._service.stop()
+
+    def _work(self, work: Callable[[], None]) -> None:
+        assert self._lifeline is not None
+        try:
+            work()
+            self._rank.close()
+            self._lifeline.end("")
+        except BaseException as error:
+            self._lifeline.end(f"{type(error).__name__}: {error}")

@@ -1,0 +1,160 @@
+"""All replicas of a deployment: how many there are, and from what they are built; both can change while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cluster.lifecycle.blueprint import Blueprint, draw, place
+from cluster.lifecycle.record import DeploymentRecord
+from cluster.lifecycle.registry import Registry
+from cluster.lifecycle.replica import ReplicaLife
+from cluster.spec import DeploymentSpec
+from cluster.topology import ray_nodes
+from partitioning.plan import PlanError
+
+
+class RollError(ValueError):
+    """A spec that cannot take over the streams of the one before. The message says why, and what to do instead."""
+
+
+class ReplicaSet:
+    """Writes every change to `record`, and tells `registry`."""
+
+    def __init__(self, record: DeploymentRecord, registry: Registry) -> None:
+        self._record, self._registry = record, registry
+        self._replicas: dict[int, ReplicaLife] = {}
+        self._changing = asyncio.Lock()
+
+    def begin(self, blueprint: Blueprint) -> None:
+        """Begins to build the replicas that a new deployment's plan has."""
+        self._adopt_blueprint(blueprint, blueprint.plan.replicas)
+        for _ in range(blueprint.plan.replicas):
+            self._begin(blueprint)
+
+    def take_over(self) -> None:
+        """Goes on with what the record says that there is."""
+        blueprint = self._blueprint
+        self._registry.set_model(blueprint.plan_json, blueprint.engine_json)
+        for number, left in sorted(self._record.replicas.items()):
+            own = Blueprint.from_json(left.blueprint)
+            planned = blueprint if own.generation == blueprint.generation else own
+            self._replicas[number] = ReplicaLife(number, planned, self._record, self._publish)
+            self._replicas[number].begin(left)
+        for _ in range(len(self._replicas), self._record.wanted):
+            self._begin(blueprint)
+
+    async def started(self) -> None:
+        """Returns when every replica has been ready once.
+
+        Raises:
+            ReplicaError: one could not be built.
+        """
+        await asyncio.gather(*(asyncio.shield(replica.first) for replica in self._replicas.values()))
+
+    async def scale(self, replicas: int) -> None:
+        """Starts or retires replicas until there are so many.
+
+        Raises:
+            PlanError: there is no room for so many.
+            ReplicaError: a new one could not be built; it is given up.
+        """
+        async with self._changing:
+            for _ in range(len(self._replicas), replicas):
+                await self._add(self._blueprint)
+            surplus = sorted(self._replicas)[replicas:]
+            await asyncio.gather(*(self._retire(number) for number in surplus))
+            self._record.wanted = replicas
+            self._record.write()
+
+    async def roll(self, spec: DeploymentSpec) -> None:
+        """Replaces the replicas, one after the other, by those of another spec, and their number by the spec's.
+
+        Where the cluster has room for one more, each is built before the one it replaces drains; otherwise after it.
+
+        Raises:
+            RollError: the spec cannot take over the streams of the one before.
+            PlanError, ReplicaError: a new replica could not be built. Those not replaced yet go on.
+        """
+        async with self._changing:
+            before = self._blueprint
+            nodes = await asyncio.to_thread(ray_nodes)
+            for replica in self._replicas.values():
+                nodes = replica.left(nodes)
+            blueprint = await asyncio.to_thread(draw, spec, before.generation + 1, nodes)
+            _check_successor(before, blueprint)
+            for number in sorted(self._replicas):
+                await self._replace(number, blueprint)
+            self._adopt_blueprint(blueprint, len(self._replicas))
+        await self.scale(blueprint.plan.replicas)
+
+    async def keep_to_plan(self) -> None:
+        """Brings replicas that had to be cut anew back to their plan, where it has room again."""
+        if self._changing.locked() or not any(replica.recut for replica in self._replicas.values()):
+            return
+        async with self._changing:
+            for replica in self._replicas.values():
+                nodes = await asyncio.to_thread(ray_nodes)
+                await replica.return_to_plan(nodes, self._blueprint.spec.drain_s)
+
+    async def stop(self) -> None:
+        """Ends all replicas."""
+        await asyncio.gather(*(replica.stop() for replica in self._replicas.values()))
+
+    @property
+    def _blueprint(self) -> Blueprint:
+        return Blueprint.from_json(self._record.blueprint)
+
+    def _adopt_blueprint(self, blueprint: Blueprint, wanted: int) -> None:
+        self._record.blueprint, self._record.wanted = blueprint.to_json(), wanted
+        self._record.write()
+        self._registry.set_model(blueprint.plan_json, blueprint.engine_json)
+
+    def _begin(self, blueprint: Blueprint) -> int:
+        number = max(self._replicas, default=-1) + 1
+        self._replicas[number] = ReplicaLife(number, blueprint, self._record, self._publish)
+        self._replicas[number].begin()
+        return number
+
+    async def _add(self, blueprint: Blueprint) -> None:
+        """One more replica, once there is known to be room, ready when this returns."""
+        await asyncio.to_thread(lambda: place(blueprint, ray_nodes()))
+        number = self._begin(blueprint)
+        try:
+            await asyncio.shield(self._replicas[number].first)
+        except BaseException:
+            await self._replicas.pop(number).stop()
+            self._publish()
+            raise
+
+    async def _retire(self, number: int) -> None:
+        await self._replicas[number].retire(self._blueprint.spec.drain_s)
+        del self._replicas[number]
+        self._publish()
+
+    async def _replace(self, number: int, blueprint: Blueprint) -> None:
+        try:
+            await self._add(blueprint)
+        except PlanError:  # no room beside it
+            before = self._replicas[number].blueprint
+            await self._retire(number)
+            try:
+                await self._add(blueprint)
+            except BaseException:
+                self._begin(before)
+                raise
+        else:
+            await self._retire(number)
+
+    def _publish(self) -> None:
+        self._registry.set_replicas([replica.state for _, replica in sorted(self._replicas.items())])
+
+
+def _check_successor(before: Blueprint, after: Blueprint) -> None:
+    old, new = before.plan.model, after.plan.model
+    if before.spec.name != after.spec.name:
+        raise RollError(f"the deployment is named {before.spec.name}, and the new spec {after.spec.name}")
+    if old.vocab_size != new.vocab_size or old.eos_token_ids != new.eos_token_ids:
+        raise RollError(
+            f"{after.spec.model} has another vocabulary than {before.spec.model}, so streams cannot go on with it: "
+            "serve it under another name, and let clients move"
+        )
