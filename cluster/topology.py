@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -15,6 +17,7 @@ from partitioning.plan import PlanError
 from partitioning.topology import ETHERNET, NodeSpec, Topology, cpu_node
 
 _ACCELERATOR = "accelerator_type:"
+_PROBE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,15 @@ class RayNode:
 
 
 def ray_nodes() -> list[RayNode]:
-    """The live nodes of the cluster this process is connected to, by name."""
+    """The live nodes of the cluster this process is connected to, by name.
+
+    Ray takes up to a minute to declare a dead node dead; so each is asked whether its raylet still listens.
+    """
     alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) > 1:
+        with ThreadPoolExecutor(min(len(alive), 64)) as pool:
+            answers = list(pool.map(_answers, alive))
+        alive = [node for node, answered in zip(alive, answers, strict=True) if answered]
     # Ray's public API knows what is free in all, not where.
     free = available_resources_per_node()
     hostnames = [node["NodeManagerHostname"] for node in alive]
@@ -54,6 +64,14 @@ def ray_nodes() -> list[RayNode]:
             )
         )
     return sorted(nodes, key=lambda node: node.name)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _PROBE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def topology_of(

@@ -17,7 +17,7 @@ from partitioning.plan import Plan
 from partitioning.plan_json import plan_from_json, plan_to_json
 from partitioning.planner import auto_plan, make_plan
 from partitioning.settings import PlanSettings, plan_settings
-from partitioning.topology import usable_cores
+from partitioning.topology import ETHERNET, Topology, cpu_node, usable_cores
 from workers.request import EngineConfig
 
 
@@ -97,8 +97,12 @@ def place(blueprint: Blueprint, nodes: list[RayNode]) -> list[str]:
         PlanError: there is none.
     """
     plan = blueprint.plan
-    kind = "cuda" if plan.ranks[0].device.startswith("cuda") else "cpu"
-    topology = topology_of(nodes, kind, plan.tp, len(plan.ranks))  # type: ignore[arg-type]
+    if plan.ranks[0].device.startswith("cuda"):
+        topology = topology_of(nodes, "cuda", None, None)
+    else:
+        threads = max(rank.threads for rank in plan.ranks)
+        hosts = [cpu_node(n.name, n.cpus // threads, n.cpus, n.memory_bytes) for n in nodes if n.cpus >= threads]
+        topology = Topology(tuple(hosts), ETHERNET)
     return [place.node for place in place_ranks(topology, plan.tp, plan.pp, 1)[0]]
 
 

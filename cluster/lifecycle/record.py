@@ -27,13 +27,15 @@ class ReplicaRecord:
 @dataclass
 class DeploymentRecord:
     """`life` tells deployments apart that had the same name one after the other; `blueprint` is what replicas shall be
-    built from, of which `wanted` many; `registry` is where the registry listens. Every change is written at once."""
+    built from, of which `wanted` many; `made` counts those there have ever been, as no number is used again; `registry`
+    is where the registry listens. Every change is written at once."""
 
     deployment: str
     life: str
     detached: bool
     blueprint: str = ""
     wanted: int = 0
+    made: int = 0
     registry: str = ""
     replicas: dict[int, ReplicaRecord] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
@@ -35,15 +35,19 @@ class ReplicaError(RuntimeError):
 
 class ReplicaLife:
     """Replica `number` of a deployment, of which `record` keeps what a later coordinator has to know. `publish` is
-    called after every change of `state`."""
+    called after every change of `state`. `placement` names the ranks' nodes, if these are chosen already."""
 
     def __init__(
-        self, number: int, blueprint: Blueprint, record: DeploymentRecord, publish: Callable[[], None]
+        self,
+        number: int,
+        blueprint: Blueprint,
+        record: DeploymentRecord,
+        publish: Callable[[], None],
+        placement: Sequence[str] = (),
     ) -> None:
         self._planned = self._blueprint = blueprint
         self._record, self._publish = record, publish
-        devices = blueprint.plan.replica_devices
-        self._placement = [node for node, _ in devices[number]] if number < len(devices) else []
+        self._placement = list(placement)
         self._epoch: Epoch | None = None
         self._before = ""  # what became of the last epoch; followers of the state may miss its own message
         self._life: asyncio.Task[None] | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from time import monotonic
 
 from cluster.lifecycle.blueprint import Blueprint, draw, place
 from cluster.lifecycle.record import DeploymentRecord
@@ -11,6 +13,8 @@ from cluster.lifecycle.replica import ReplicaLife
 from cluster.spec import DeploymentSpec
 from cluster.topology import ray_nodes
 from partitioning.plan import PlanError
+
+_ROOM_S = 2.0
 
 
 class RollError(ValueError):
@@ -28,8 +32,8 @@ class ReplicaSet:
     def begin(self, blueprint: Blueprint) -> None:
         """Begins to build the replicas that a new deployment's plan has."""
         self._adopt_blueprint(blueprint, blueprint.plan.replicas)
-        for _ in range(blueprint.plan.replicas):
-            self._begin(blueprint)
+        for devices in blueprint.plan.replica_devices:
+            self._begin(blueprint, [node for node, _ in devices])
 
     def take_over(self) -> None:
         """Goes on with what the record says that there is."""
@@ -82,10 +86,20 @@ class ReplicaSet:
                 nodes = replica.left(nodes)
             blueprint = await asyncio.to_thread(draw, spec, before.generation + 1, nodes)
             _check_successor(before, blueprint)
-            for number in sorted(self._replicas):
-                await self._replace(number, blueprint)
+            old = sorted(self._replicas)
+            for _ in range(blueprint.plan.replicas):
+                while old and not await _has_room(blueprint):
+                    await self._retire(old.pop(0))
+                try:
+                    await self._add(blueprint)
+                except BaseException:
+                    if not self._replicas:
+                        self._begin(before)
+                    raise
+                if old:
+                    await self._retire(old.pop(0))
+            await asyncio.gather(*(self._retire(number) for number in old))
             self._adopt_blueprint(blueprint, len(self._replicas))
-        await self.scale(blueprint.plan.replicas)
 
     async def keep_to_plan(self) -> None:
         """Brings replicas that had to be cut anew back to their plan, where it has room again."""
@@ -109,15 +123,16 @@ class ReplicaSet:
         self._record.write()
         self._registry.set_model(blueprint.plan_json, blueprint.engine_json)
 
-    def _begin(self, blueprint: Blueprint) -> int:
-        number = max(self._replicas, default=-1) + 1
-        self._replicas[number] = ReplicaLife(number, blueprint, self._record, self._publish)
+    def _begin(self, blueprint: Blueprint, placement: Sequence[str] = ()) -> int:
+        number = self._record.made
+        self._record.made += 1
+        self._replicas[number] = ReplicaLife(number, blueprint, self._record, self._publish, placement)
         self._replicas[number].begin()
         return number
 
     async def _add(self, blueprint: Blueprint) -> None:
-        """One more replica, once there is known to be room, ready when this returns."""
-        await asyncio.to_thread(lambda: place(blueprint, ray_nodes()))
+        """One more replica, if there is room, ready when this returns."""
+        await _has_room(blueprint, or_raise=True)
         number = self._begin(blueprint)
         try:
             await asyncio.shield(self._replicas[number].first)
@@ -131,22 +146,27 @@ class ReplicaSet:
         del self._replicas[number]
         self._publish()
 
-    async def _replace(self, number: int, blueprint: Blueprint) -> None:
-        try:
-            await self._add(blueprint)
-        except PlanError:  # no room beside it
-            before = self._replicas[number].blueprint
-            await self._retire(number)
-            try:
-                await self._add(blueprint)
-            except BaseException:
-                self._begin(before)
-                raise
-        else:
-            await self._retire(number)
-
     def _publish(self) -> None:
         self._registry.set_replicas([replica.state for _, replica in sorted(self._replicas.items())])
+
+
+async def _has_room(blueprint: Blueprint, or_raise: bool = False) -> bool:
+    """Whether there is room for one more replica; what was given back is free a moment later.
+
+    Raises:
+        PlanError: there is none, and that was asked for.
+    """
+    deadline = monotonic() + _ROOM_S
+    while True:
+        try:
+            await asyncio.to_thread(lambda: place(blueprint, ray_nodes()))
+            return True
+        except PlanError:
+            if monotonic() > deadline:
+                if or_raise:
+                    raise
+                return False
+        await asyncio.sleep(_ROOM_S / 10)
 
 
 def _check_successor(before: Blueprint, after: Blueprint) -> None:

@@ -6,23 +6,19 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 
 from cluster.text import load_tokenizer
 from phalanx import AsyncClient, Client, DeadlineExceeded, InvalidRequest, Overloaded, PhalanxError
+from tests.e2e.clusters import with_our_python
 from tests.e2e.processes import COMMAND, ROOT, START_S, free_port, gone, running
 from tests.oracle.references import Reference
 
@@ -159,61 +155,9 @@ def test_an_interrupted_start_leaves_nothing(model: Path, tmp_path: Path, after:
         assert gone(family)
 
 
-@pytest.fixture(scope="module")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Ray cluster of four cores that wants a token, as one that operators run: the environment that reaches it."""
-    token = tmp_path_factory.mktemp("ray") / "token"
-    token.write_text("phalanx-test-" + "0123456789abcdef" * 4)
-    # Ray puts sockets below it, whose paths may not be long.
-    temporary = tempfile.mkdtemp(prefix="ray-")
-    port, dashboard = free_port(), free_port()
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    options = ["--head", "--block", "--num-cpus=4", "--disable-usage-stats", "--object-store-memory=80000000"]
-    ray = subprocess.Popen(
-        [
-            str(Path(sys.executable).parent / "ray"),
-            "start",
-            *options,
-            "--node-ip-address=127.0.0.1",
-            f"--port={port}",
-            f"--dashboard-port={dashboard}",
-            "--include-dashboard=true",
-            f"--temp-dir={temporary}",
-        ],
-        env={**_with_our_python(), **secret},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        _wait_for_port(dashboard)
-        yield {**secret, "RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
-    finally:
-        family = psutil.Process(ray.pid).children(recursive=True)
-        ray.terminate()
-        ray.wait(30)
-        for process in psutil.wait_procs(family, timeout=10)[1]:
-            process.kill()
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError("the Ray cluster did not start")
-
-
-def _with_our_python() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-
-
 def _ray(cluster: dict[str, str], *arguments: str) -> str:
     command = [str(Path(sys.executable).parent / "ray"), *arguments]
-    env = {**_with_our_python(), **cluster}
+    env = {**with_our_python(), **cluster}
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True).stdout
 
 
