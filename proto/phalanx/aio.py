@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import grpc
 
+from phalanx.connection import DEFAULT_ADDRESS, Connection, Tls
 from phalanx.errors import from_rpc
 from phalanx.messages import Chunk, Completion, Messages, Prompt, SamplingOptions, chat_request, chunk, generate_request
 from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
@@ -16,9 +17,19 @@ from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_g
 class AsyncClient:
     """As `phalanx.Client`, for one event loop."""
 
-    def __init__(self, address: str = "127.0.0.1:50051", timeout: float | None = None) -> None:
-        self._address = address
-        self._channel = grpc.aio.insecure_channel(address)
+    def __init__(
+        self,
+        addresses: str | Sequence[str] = DEFAULT_ADDRESS,
+        timeout: float | None = None,
+        *,
+        token: str | None = None,
+        tls: Tls | None = None,
+        insecure_token: bool = False,
+    ) -> None:
+        connection = Connection(addresses, token, tls, insecure_token)
+        self._address = connection.addresses[0]
+        self._channel = connection.aio_channel(self._address)
+        self._metadata = connection.metadata
         self._timeout = timeout
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
         self._admin = admin_pb2_grpc.AdminStub(self._channel)
@@ -47,7 +58,7 @@ class AsyncClient:
     ) -> AsyncIterator[Chunk]:
         """Continues a prompt, token by token as they are generated."""
         request = generate_request(prompt, n, priority, request_id, options)
-        return self._chunks(self._inference.Generate(request, timeout=self._timeout), chunk)
+        return self._chunks(self._inference.Generate(request, timeout=self._timeout, metadata=self._metadata), chunk)
 
     async def chat(
         self, messages: Messages, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]
@@ -68,7 +79,8 @@ class AsyncClient:
         """Answers a conversation, token by token."""
         request = chat_request(messages, n, priority, request_id, options)
         return self._chunks(
-            self._inference.Chat(request, timeout=self._timeout), lambda response: chunk(response.output)
+            self._inference.Chat(request, timeout=self._timeout, metadata=self._metadata),
+            lambda response: chunk(response.output),
         )
 
     async def tokenize(self, text: str, add_special: bool = True) -> list[int]:
@@ -112,7 +124,7 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=self._timeout)
+            return await method(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, self._address) from None
 
