@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 
+from phalanx.v1 import admin_pb2_grpc, inference_pb2_grpc
+
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 Pem = str | os.PathLike[str] | bytes
@@ -27,6 +29,15 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+
+
+class Gateway:
+    """The services at one address, over a channel of grpc or of grpc.aio."""
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.inference = inference_pb2_grpc.InferenceStub(channel)
+        self.admin = admin_pb2_grpc.AdminStub(channel)
 
 
 class InvalidConnection(ValueError):
@@ -90,16 +101,21 @@ class Connection:
         self.metadata = () if token is None else (("authorization", f"Bearer {token.strip()}"),)
         self._credentials = None if tls is None else tls.credentials()
 
-    def channel(self, address: str) -> grpc.Channel:
-        return self._open(grpc, address)
+    def gateways(self) -> list[Gateway]:
+        return [Gateway(self._channel(address)) for address in self.addresses]
 
-    def aio_channel(self, address: str) -> grpc.aio.Channel:
-        return self._open(grpc.aio, address)
+    def aio_gateways(self) -> list[Gateway]:
+        return [Gateway(self._aio_channel(address)) for address in self.addresses]
 
-    def _open(self, kind: Any, address: str) -> Any:
+    def _channel(self, address: str) -> grpc.Channel:
         if self._credentials is None:
-            return kind.insecure_channel(address, options=_OPTIONS)
-        return kind.secure_channel(address, self._credentials, options=_OPTIONS)
+            return grpc.insecure_channel(address, options=_OPTIONS)
+        return grpc.secure_channel(address, self._credentials, options=_OPTIONS)
+
+    def _aio_channel(self, address: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=_OPTIONS)
+        return grpc.aio.secure_channel(address, self._credentials, options=_OPTIONS)
 
 
 def is_literal(address: str) -> bool:
