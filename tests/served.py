@@ -22,14 +22,27 @@ from workers.server import ReplicaServer
 
 @dataclass
 class Served:
-    """`engines` by replica; `lose` ends the network side of one and tells the gateway, as when its machine died."""
+    """`engines` by replica; `lose` ends the network side of one and tells the gateways, as when its machine died. The
+    `address` and the `gateway` are the first of several; `kill` ends one at once."""
 
-    address: str
-    gateway: Gateway
+    addresses: list[str]
+    gateways: list[Gateway]
     registry: Registry
+    registry_address: str
     replicas: dict[int, registry_pb2.Replica] = field(default_factory=dict)
     engines: dict[int, Engine] = field(default_factory=dict)
     servers: dict[int, ReplicaServer] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return self.addresses[0]
+
+    @property
+    def gateway(self) -> Gateway:
+        return self.gateways[0]
+
+    async def kill(self, gateway: int) -> None:
+        await self.gateways[gateway]._server.stop(None)
 
     async def lose(self, replica: int) -> None:
         await self.servers[replica].stop()
@@ -38,23 +51,29 @@ class Served:
 
 
 @asynccontextmanager
-async def served(plan: Plan, config: EngineConfig, replicas: int = 1, **options: object) -> AsyncIterator[Served]:
-    """Serves `plan` with so many replicas; `options` are those of GatewayConfig."""
+async def served(
+    plan: Plan, config: EngineConfig, replicas: int = 1, gateways: int = 1, **options: object
+) -> AsyncIterator[Served]:
+    """Serves `plan` with so many replicas and gateways; `options` are those of GatewayConfig."""
     async with AsyncExitStack() as stack:
         registry = Registry("test")
         port = await registry.start(HOST)
         stack.push_async_callback(registry.stop)
-        gateway = Gateway(GatewayConfig(f"{HOST}:0", f"{HOST}:{port}", **options))  # type: ignore[arg-type]
-        result = Served(f"{HOST}:{await gateway.start()}", gateway, registry)
-        stack.push_async_callback(gateway.stop)
+        result = Served([], [], registry, f"{HOST}:{port}")
+        for _ in range(gateways):
+            gateway = Gateway(GatewayConfig(f"{HOST}:0", result.registry_address, **options))  # type: ignore[arg-type]
+            result.addresses.append(f"{HOST}:{await gateway.start()}")
+            result.gateways.append(gateway)
+            stack.push_async_callback(gateway.stop)
         for number in range(replicas):
             await stack.enter_async_context(_replica(result, number, plan, config))
         registry.set_model(plan_to_json(plan), json.dumps(dataclasses.asdict(config)))
         registry.set_replicas(result.replicas.values())
         async with asyncio.timeout(30):
-            await gateway.ready()
-            while len(gateway._fleet.usable) < replicas:
-                await asyncio.sleep(0.01)
+            for gateway in result.gateways:
+                await gateway.ready()
+                while len(gateway._fleet.usable) < replicas:
+                    await asyncio.sleep(0.01)
         yield result
 
 

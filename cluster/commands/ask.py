@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-from phalanx import Client, SamplingOptions
-
-AddressOption = Annotated[str, typer.Option(envvar="PHALANX_ADDRESS", help="Of a gateway, as HOST:PORT.")]
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+from cluster.commands.connect import DEFAULT_ADDRESS, AddressOption, connect
+from phalanx import SamplingOptions
 
 
 def ask(
@@ -28,7 +26,7 @@ def ask(
     options = SamplingOptions(max_tokens=max_tokens, temperature=temperature)
     if seed is not None:
         options["seed"] = seed
-    with Client(address, timeout) as client:
+    with connect(address, timeout) as client:
         for chunk in client.chat_stream(messages, **options):
             typer.echo(chunk.text, nl=False)
     typer.echo()

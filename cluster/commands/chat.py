@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.ask import DEFAULT_ADDRESS, AddressOption
+from cluster.commands.connect import DEFAULT_ADDRESS, AddressOption, connect
 from phalanx import Client, PhalanxError
 
 
@@ -19,7 +19,7 @@ def chat(
     """Talk to the served model. Ctrl-C ends an answer, Ctrl-D the conversation, /new begins another."""
     beginning = [] if system is None else [{"role": "system", "content": system}]
     messages = list(beginning)
-    with Client(address) as client:
+    with connect(address) as client:
         typer.echo(f"{client.model().name} at {address}. Ctrl-D leaves, /new begins anew.")
         while (line := _read_line()) is not None:
             if line == "/new":

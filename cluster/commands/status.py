@@ -10,10 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.commands.ask import DEFAULT_ADDRESS, AddressOption
+from cluster.commands.connect import DEFAULT_ADDRESS, AddressOption, connect
 from partitioning.plan_json import plan_from_json
 from partitioning.plan_table import TABLE_WIDTH, plan_table
-from phalanx import Client
 from phalanx.v1 import admin_pb2, registry_pb2
 
 
@@ -22,7 +21,7 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="Print the state as JSON.")] = False,
 ) -> None:
     """Show the plan, the replicas and their load, as a gateway knows them."""
-    with Client(address, timeout=10) as client:
+    with connect(address, timeout=10) as client:
         cluster = client.cluster()
     if json:
         typer.echo(MessageToJson(cluster, preserving_proto_field_name=True))

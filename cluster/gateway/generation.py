@@ -2,19 +2,21 @@
 
 The journal of an output is its prompt and the tokens generated so far. When its replica is lost, the output is
 submitted to another one as a prompt of both, and goes on at the next index: the draw of a token depends on the seed and
-the position alone, so the client sees the same tokens as if nothing had happened.
+the position alone, so the client sees the same tokens as if nothing had happened. When this gateway is lost, the client
+brings the journal to another one (`resumption.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from time import monotonic
 
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.link import Link, LinkLost
 from cluster.gateway.requests import Job
+from cluster.gateway.resumption import resume_token
 from cluster.text import Detokenizer, Tokenizer
 from phalanx.v1 import inference_pb2, replica_pb2
 
@@ -52,6 +54,8 @@ class _Output:
         self.link: Link | None = None
         self.key = 0
         self.full: set[Link] = set()  # replicas whose queue was full this time
+        self.unsent = ""  # text that came with tokens the client has from another gateway
+        self.resumable = False  # the client has its resume token
 
 
 class Generation:
@@ -66,8 +70,12 @@ class Generation:
         self._ahead: tuple[_Output, _News] | None = None  # taken from the queue too early
         self._running = {
             index: _Output(index, None if tokenizer is None else Detokenizer(tokenizer, job.stop))
-            for index in range(len(job.samplings))
+            for index in job.indexes
         }
+        for begun in job.begun:
+            output = self._running[begun.index]
+            output.tokens, output.detokenizer, output.unsent = list(begun.tokens), begun.detokenizer, begun.unsent
+            output.cached_tokens, output.ttft = begun.cached_tokens, begun.ttft
 
     async def responses(self) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         """The outputs' news as they come.
@@ -78,8 +86,12 @@ class Generation:
             Refused: it can never run.
         """
         try:
+            ended = {begun.index: begun.finish_reason for begun in self._job.begun if begun.finish_reason}
             for output in self._running.values():
-                self._start(output)
+                if output.index not in ended:
+                    self._start(output)
+            for index, reason in ended.items():
+                yield self._response(self._running[index], [], "", reason)
             while self._running:
                 output, news = await self._next()
                 if isinstance(news, LinkLost):
@@ -175,21 +187,36 @@ class Generation:
                 reason = inference_pb2.FINISH_REASON_STOP
             elif reason:
                 text += output.detokenizer.finish()
-        output.tokens += tokens
         if not (tokens or text or reason):
             return None
+        response = self._response(output, tokens, text, reason, logprobs[: len(tokens)])
+        if reason and not news.end and output.link is not None:
+            output.link.cancel(output.key)
+        return response
+
+    def _response(
+        self,
+        output: _Output,
+        tokens: list[int],
+        text: str,
+        reason: inference_pb2.FinishReason,
+        logprobs: Sequence[inference_pb2.TokenLogprob] = (),
+    ) -> inference_pb2.GenerateResponse:
         response = inference_pb2.GenerateResponse(
             index=output.index,
             token_ids=tokens,
-            text=text,
-            logprobs=logprobs[: len(tokens)],
-            first_token_index=first,
+            text=output.unsent + text,
+            logprobs=logprobs,
+            first_token_index=len(output.tokens),
             finish_reason=reason,
         )
+        output.tokens += tokens
+        output.unsent = ""
+        if not output.resumable:
+            response.resume_token = resume_token(self._job, output.index, output.cached_tokens, output.ttft)
+            output.resumable = True
         if reason:
             del self._running[output.index]
-            if not news.end and output.link is not None:
-                output.link.cancel(output.key)
             response.usage.CopyFrom(self._usage(output))
         return response
 

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cluster.text import Detokenizer
 from phalanx.v1 import inference_pb2
 from workers.sampling.noise import derived_seed
 
@@ -32,13 +33,39 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """An output as far as the client has it: its tokens, the detokenizer behind them, and the text that they complete
+    but the client lacks. `finish_reason` is set when its last token ends it."""
+
+    index: int
+    tokens: tuple[int, ...]
+    detokenizer: Detokenizer | None
+    unsent: str
+    finish_reason: inference_pb2.FinishReason
+    cached_tokens: int
+    ttft: float
+
+
+@dataclass(frozen=True)
 class Job:
-    """A checked request. `samplings[i]`, of output i, has no field left out; stop strings are in `stop` alone."""
+    """A checked request. `samplings[i]`, of output i, has no field left out; stop strings are in `stop` alone.
+
+    `chat_time` is what the chat template was told, if it was used. Of a request that is resumed, the outputs `begun`
+    go on, those `finished` are left out, and the others begin anew.
+    """
 
     prompt: tuple[int, ...]
     samplings: tuple[inference_pb2.Sampling, ...]
     stop: tuple[str, ...]
     priority: int
+    chat_time: str = ""
+    begun: tuple[Begun, ...] = ()
+    finished: frozenset[int] = frozenset()
+
+    @property
+    def indexes(self) -> list[int]:
+        """The outputs that are to be generated."""
+        return [index for index in range(len(self.samplings)) if index not in self.finished]
 
 
 def check_job(prompt: Sequence[int], sampling: inference_pb2.Sampling, n: int, priority: int, limits: Limits) -> Job:
@@ -49,7 +76,7 @@ def check_job(prompt: Sequence[int], sampling: inference_pb2.Sampling, n: int, p
     """
     if not prompt:
         raise InvalidRequest("the prompt is empty: it needs at least one token")
-    _check_ids("token_ids", prompt, limits)
+    check_ids(prompt, limits)
     if len(prompt) >= limits.max_model_len:
         raise InvalidRequest(
             f"the prompt has {len(prompt)} tokens, and this cluster serves sequences of up to {limits.max_model_len}: "
@@ -84,8 +111,10 @@ def check_messages(messages: Sequence[inference_pb2.Message]) -> list[dict[str, 
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def check_ids(ids: Sequence[int], limits: Limits) -> None:
-    _check_ids("token_ids", ids, limits)
+def check_ids(ids: Sequence[int], limits: Limits, field: str = "token_ids") -> None:
+    if ids and max(ids) >= limits.vocab_size:
+        place, token = next((i, t) for i, t in enumerate(ids) if t >= limits.vocab_size)
+        raise InvalidRequest(f"{field}[{place}] is {token}, and the model's token ids are below {limits.vocab_size}")
 
 
 def _complete(sampling: inference_pb2.Sampling, limits: Limits) -> inference_pb2.Sampling:
@@ -127,7 +156,7 @@ def _complete(sampling: inference_pb2.Sampling, limits: Limits) -> inference_pb2
         raise InvalidRequest(
             f"sampling.stop_token_ids has {len(sampling.stop_token_ids)} ids, and may have up to {MAX_STOP_IDS}"
         )
-    _check_ids("sampling.stop_token_ids", sampling.stop_token_ids, limits)
+    check_ids(sampling.stop_token_ids, limits, "sampling.stop_token_ids")
     return complete
 
 
@@ -141,9 +170,3 @@ def _seeded(sampling: inference_pb2.Sampling, seed: int, index: int) -> inferenc
 def _require(holds: bool, field: str, value: float, allowed: str) -> None:
     if not holds:
         raise InvalidRequest(f"{field} is {value:g}, and may be {allowed}")
-
-
-def _check_ids(field: str, ids: Sequence[int], limits: Limits) -> None:
-    if ids and max(ids) >= limits.vocab_size:
-        place, token = next((i, t) for i, t in enumerate(ids) if t >= limits.vocab_size)
-        raise InvalidRequest(f"{field}[{place}] is {token}, and the model's token ids are below {limits.vocab_size}")

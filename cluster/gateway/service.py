@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from time import monotonic
 
 from cluster.gateway.admission import Admission
@@ -13,6 +14,7 @@ from cluster.gateway.fleet import Fleet
 from cluster.gateway.generation import Generation, NoReplica
 from cluster.gateway.model import ServedModel
 from cluster.gateway.requests import InvalidRequest, check_ids, check_job, check_messages, check_request_id
+from cluster.gateway.resumption import chat_time, taken_up
 from cluster.text import ChatTemplateError, Tokenizer, TokenizerMissing
 from phalanx.v1 import inference_pb2, inference_pb2_grpc
 
@@ -51,11 +53,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             check_request_id(request.request_id)
             messages = check_messages(request.messages)
             tokenizer = self._tokenizer
+            now = chat_time(request.resume)
             try:
-                prompt = await asyncio.to_thread(tokenizer.chat_prompt, messages)
+                prompt = await asyncio.to_thread(tokenizer.chat_prompt, messages, now)
             except ChatTemplateError as error:
                 raise InvalidRequest(str(error)) from error
-            async with aclosing(self._run(prompt, request, arrival)) as responses:
+            async with aclosing(self._run(prompt, request, arrival, now.isoformat())) as responses:
                 async for response in responses:
                     yield inference_pb2.ChatResponse(output=response)
 
@@ -84,13 +87,21 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         raise AssertionError("a call that failed has been aborted")
 
     async def _run(
-        self, prompt: Sequence[int], request: inference_pb2.GenerateRequest | inference_pb2.ChatRequest, arrival: float
+        self,
+        prompt: Sequence[int],
+        request: inference_pb2.GenerateRequest | inference_pb2.ChatRequest,
+        arrival: float,
+        chat_time: str = "",
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         model = self._served
         job = check_job(prompt, request.sampling, request.n, request.priority, model.limits)
         if job.stop and model.tokenizer is None:
             raise InvalidRequest("sampling.stop needs a tokenizer, and the model has none: use stop_token_ids")
-        with self._admission.place(len(job.samplings)):
+        job = replace(job, chat_time=chat_time)
+        if request.HasField("resume"):
+            job = await asyncio.to_thread(taken_up, job, request.resume, model)
+            arrival -= request.resume.elapsed_seconds
+        with self._admission.place(len(job.indexes)):
             generation = Generation(job, self._fleet, model.tokenizer, arrival, self._recovery_s)
             async with aclosing(generation.responses()) as responses:
                 async for response in responses:

@@ -29,17 +29,20 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
         self._special_tokens = dict(special_tokens)
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the model's chat template is no valid Jinja: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a conversation that the assistant is to continue. Raises ChatTemplateError."""
+    def render(self, messages: Sequence[Mapping[str, str]], now: datetime | None = None) -> str:
+        """The text of a conversation that the assistant is to continue, at the local time `now` (else this moment).
+        Raises ChatTemplateError."""
+        clock = (now or datetime.now()).strftime
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
+            return self._template.render(
+                messages=messages, add_generation_prompt=True, strftime_now=clock, **self._special_tokens
+            )
         # The template is a program of the model's author: it may fail in any way.
         except Exception as error:
             raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error

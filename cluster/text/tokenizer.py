@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -60,8 +61,9 @@ class Tokenizer:
         around every prompt, usually a beginning-of-sequence token."""
         return self._backend.encode(text, add_special_tokens=add_special).ids
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The prompt that makes the model answer `messages`, each with a "role" and a "content".
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]], now: datetime | None = None) -> list[int]:
+        """The prompt that makes the model answer `messages`, each with a "role" and a "content"; `now` is the local
+        time for templates that ask for it.
 
         Raises:
             ChatTemplateMissing: the model has no template.
@@ -69,7 +71,7 @@ class Tokenizer:
         """
         if self._template is None:
             raise ChatTemplateMissing(f"{self._source} has no chat template: use Generate, with a prompt of your own")
-        return self.encode(self._template.render(messages), add_special=False)
+        return self.encode(self._template.render(messages, now), add_special=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids the tokenizer does not know have no text."""

@@ -12,6 +12,7 @@
 
 from phalanx.aio import AsyncClient
 from phalanx.client import Client
+from phalanx.connection import InvalidConnection, Tls
 from phalanx.errors import DeadlineExceeded, InvalidRequest, Overloaded, PhalanxError, Unavailable
 from phalanx.messages import Chunk, Completion, SamplingOptions
 
@@ -21,9 +22,11 @@ __all__ = [
     "Client",
     "Completion",
     "DeadlineExceeded",
+    "InvalidConnection",
     "InvalidRequest",
     "Overloaded",
     "PhalanxError",
     "SamplingOptions",
+    "Tls",
     "Unavailable",
 ]

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
 
-from phalanx.errors import from_rpc
-from phalanx.messages import Chunk, Completion, Messages, Prompt, SamplingOptions, chat_request, chunk, generate_request
-from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
+from phalanx.connection import DEFAULT_ADDRESS, Connection, Gateway, InvalidConnection, Tls
+from phalanx.errors import ended_early, from_rpc
+from phalanx.messages import Chunk, Completion, Messages, Prompt, SamplingOptions, chat_request, generate_request
+from phalanx.resumption import Request, Stream
+from phalanx.route import Rotation, Route
+from phalanx.v1 import admin_pb2, inference_pb2, registry_pb2
 
 
 class AsyncClient:
     """As `phalanx.Client`, for one event loop."""
 
-    def __init__(self, address: str = "127.0.0.1:50051", timeout: float | None = None) -> None:
-        self._address = address
-        self._channel = grpc.aio.insecure_channel(address)
+    def __init__(
+        self,
+        addresses: str | Sequence[str] = DEFAULT_ADDRESS,
+        timeout: float | None = None,
+        *,
+        token: str | None = None,
+        tls: Tls | None = None,
+        insecure_token: bool = False,
+        reconnect_s: float = 60.0,
+    ) -> None:
+        connection = Connection(addresses, token, tls, insecure_token)
+        self._addresses = connection.addresses
+        self._metadata = connection.metadata
+        self._gateways = connection.aio_gateways()
+        self._rotation = Rotation(connection.addresses)
         self._timeout = timeout
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._admin = admin_pb2_grpc.AdminStub(self._channel)
+        self._reconnect_s = reconnect_s
+        self._closed = False
 
     async def generate(
         self, prompt: Prompt, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]
@@ -47,7 +63,7 @@ class AsyncClient:
     ) -> AsyncIterator[Chunk]:
         """Continues a prompt, token by token as they are generated."""
         request = generate_request(prompt, n, priority, request_id, options)
-        return self._chunks(self._inference.Generate(request, timeout=self._timeout), chunk)
+        return self._chunks(request)
 
     async def chat(
         self, messages: Messages, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]
@@ -67,45 +83,48 @@ class AsyncClient:
     ) -> AsyncIterator[Chunk]:
         """Answers a conversation, token by token."""
         request = chat_request(messages, n, priority, request_id, options)
-        return self._chunks(
-            self._inference.Chat(request, timeout=self._timeout), lambda response: chunk(response.output)
-        )
+        return self._chunks(request)
 
     async def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """The model's token ids of `text`."""
         request = inference_pb2.TokenizeRequest(text=text, omit_special=not add_special)
-        return list((await self._call(self._inference.Tokenize, request)).token_ids)
+        return list((await self._call(lambda gateway: gateway.inference.Tokenize, request)).token_ids)
 
     async def detokenize(self, token_ids: Sequence[int], keep_special: bool = False) -> str:
         """The text of token ids."""
         request = inference_pb2.DetokenizeRequest(token_ids=token_ids, keep_special=keep_special)
-        return str((await self._call(self._inference.Detokenize, request)).text)
+        return str((await self._call(lambda gateway: gateway.inference.Detokenize, request)).text)
 
     async def model(self) -> inference_pb2.GetModelResponse:
         """What is served."""
         request = inference_pb2.GetModelRequest()
-        response: inference_pb2.GetModelResponse = await self._call(self._inference.GetModel, request)
+        response: inference_pb2.GetModelResponse = await self._call(lambda gateway: gateway.inference.GetModel, request)
         return response
 
     async def cluster(self) -> admin_pb2.GetClusterResponse:
         """The plan, the replicas and their load, as the gateway knows them."""
         request = admin_pb2.GetClusterRequest()
-        response: admin_pb2.GetClusterResponse = await self._call(self._admin.GetCluster, request)
+        response: admin_pb2.GetClusterResponse = await self._call(lambda gateway: gateway.admin.GetCluster, request)
         return response
 
     async def drain(self, seconds: int = 30) -> int:
-        """Makes the gateway take no more requests; returns how many had not finished after `seconds`."""
+        """Makes the gateway take no more requests; returns how many had not finished after `seconds`. Wants a client of
+        one address."""
+        if len(self._addresses) > 1:
+            raise InvalidConnection("which gateway is to drain? Make a client of its address alone")
         request = admin_pb2.DrainRequest(seconds=seconds)
-        return int((await self._call(self._admin.Drain, request)).unfinished_requests)
+        return int((await self._call(lambda gateway: gateway.admin.Drain, request)).unfinished_requests)
 
     async def scale(self, replicas: int) -> int:
         """Changes the number of replicas of the deployment; returns how many are ready then."""
         request = registry_pb2.ScaleRequest(replicas=replicas)
-        return int((await self._call(self._admin.Scale, request)).ready)
+        return int((await self._call(lambda gateway: gateway.admin.Scale, request)).ready)
 
     async def close(self) -> None:
-        """Ends the connection, and every stream on it."""
-        await self._channel.close()
+        """Ends the connections, and every stream on them."""
+        self._closed = True
+        for gateway in self._gateways:
+            await gateway.channel.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -115,20 +134,42 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return await method(request, timeout=self._timeout)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, self._address) from None
+    async def _call(self, method: Callable[[Gateway], Any], request: Any) -> Any:
+        route = Route(self._rotation, self._timeout, self._reconnect_s)
+        while True:
+            call = method(self._gateways[route.place])
+            try:
+                return await call(request, timeout=route.timeout, metadata=self._metadata)
+            except grpc.aio.AioRpcError as failure:
+                _raise_if_cancelled()
+                route.failed(from_rpc(failure, self._addresses))
 
-    async def _chunks(self, call: Any, convert: Any) -> AsyncIterator[Chunk]:
-        try:
-            async for response in call:
-                yield convert(response)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, self._address) from None
-        finally:
-            call.cancel()
+    def _chunks(self, request: Request) -> AsyncIterator[Chunk]:
+        stream, route = Stream(request), Route(self._rotation, self._timeout, self._reconnect_s)
+        return self._follow(stream, route, self._open(stream, route))
+
+    def _open(self, stream: Stream, route: Route) -> Any:
+        method = getattr(self._gateways[route.place].inference, stream.method)
+        return method(stream.request(), timeout=route.timeout, metadata=self._metadata)
+
+    async def _follow(self, stream: Stream, route: Route, call: Any) -> AsyncIterator[Chunk]:
+        while True:
+            error = ended_early()
+            try:
+                async for response in call:
+                    route.arrived()
+                    yield stream.take(response)
+            except grpc.aio.AioRpcError as failure:
+                _raise_if_cancelled()
+                error = from_rpc(failure, self._addresses)
+            finally:
+                call.cancel()
+            if stream.complete:
+                return
+            await asyncio.sleep(route.failed(error, stream))
+            if self._closed:
+                raise error
+            call = self._open(stream, route)
 
 
 async def _completions(n: int, chunks: AsyncIterator[Chunk]) -> list[Completion]:
@@ -136,3 +177,10 @@ async def _completions(n: int, chunks: AsyncIterator[Chunk]) -> list[Completion]
     async for news in chunks:
         completions[news.index].add(news)
     return completions
+
+
+def _raise_if_cancelled() -> None:
+    """When a call fails while its task is cancelled, grpc raises the call's status and the cancellation is lost."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

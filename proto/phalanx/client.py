@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
 
-from phalanx.errors import from_rpc
-from phalanx.messages import Chunk, Completion, Messages, Prompt, SamplingOptions, chat_request, chunk, generate_request
-from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
+from phalanx.connection import DEFAULT_ADDRESS, Connection, Gateway, InvalidConnection, Tls
+from phalanx.errors import ended_early, from_rpc
+from phalanx.messages import Chunk, Completion, Messages, Prompt, SamplingOptions, chat_request, generate_request
+from phalanx.resumption import Request, Stream
+from phalanx.route import Rotation, Route
+from phalanx.v1 import admin_pb2, inference_pb2, registry_pb2
 
 
 class Client:
-    """Talks to the gateway at `address` (host:port). May be used from several threads.
+    """Talks to the gateways at `addresses`: "HOST:PORT", several such separated by commas, or a sequence of them. Calls
+    take turns at the addresses, and at the records of a name that has several. May be used from several threads.
 
-    `timeout` is the most seconds a call may take, if any. Leaving a stream early cancels it on the server. Every
-    method may raise PhalanxError and its kinds: InvalidRequest, Overloaded, Unavailable, DeadlineExceeded.
+    A stream whose gateway dies or shuts down goes on at another one, or at the same one again, with no token lost,
+    repeated or changed, if one takes it within `reconnect_s` seconds; 0 switches that off. `timeout` is the most
+    seconds a call may take over all of it, if any. Leaving a stream early cancels it on the server. `token` is shown to
+    the gateways as a bearer token: with `tls`, within this machine, or where `insecure_token` says that the network is
+    trusted.
+
+    The constructor may raise InvalidConnection, every method PhalanxError and its kinds: InvalidRequest, Overloaded,
+    Unavailable, DeadlineExceeded.
     """
 
-    def __init__(self, address: str = "127.0.0.1:50051", timeout: float | None = None) -> None:
-        self._address = address
-        self._channel = grpc.insecure_channel(address)
+    def __init__(
+        self,
+        addresses: str | Sequence[str] = DEFAULT_ADDRESS,
+        timeout: float | None = None,
+        *,
+        token: str | None = None,
+        tls: Tls | None = None,
+        insecure_token: bool = False,
+        reconnect_s: float = 60.0,
+    ) -> None:
+        connection = Connection(addresses, token, tls, insecure_token)
+        self._addresses = connection.addresses
+        self._metadata = connection.metadata
+        self._gateways = connection.gateways()
+        self._rotation = Rotation(connection.addresses)
         self._timeout = timeout
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._admin = admin_pb2_grpc.AdminStub(self._channel)
+        self._reconnect_s = reconnect_s
+        self._closed = threading.Event()
 
     def generate(
         self, prompt: Prompt, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]
@@ -51,7 +74,7 @@ class Client:
     ) -> Iterator[Chunk]:
         """Continues a prompt, token by token as they are generated."""
         request = generate_request(prompt, n, priority, request_id, options)
-        return self._chunks(self._inference.Generate(request, timeout=self._timeout), chunk)
+        return self._chunks(request)
 
     def chat(
         self, messages: Messages, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]
@@ -70,43 +93,50 @@ class Client:
     ) -> Iterator[Chunk]:
         """Answers a conversation, token by token."""
         request = chat_request(messages, n, priority, request_id, options)
-        return self._chunks(
-            self._inference.Chat(request, timeout=self._timeout), lambda response: chunk(response.output)
-        )
+        return self._chunks(request)
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """The model's token ids of `text`."""
         request = inference_pb2.TokenizeRequest(text=text, omit_special=not add_special)
-        return list(self._call(self._inference.Tokenize, request).token_ids)
+        return list(self._call(lambda gateway: gateway.inference.Tokenize, request).token_ids)
 
     def detokenize(self, token_ids: Sequence[int], keep_special: bool = False) -> str:
         """The text of token ids."""
         request = inference_pb2.DetokenizeRequest(token_ids=token_ids, keep_special=keep_special)
-        return str(self._call(self._inference.Detokenize, request).text)
+        return str(self._call(lambda gateway: gateway.inference.Detokenize, request).text)
 
     def model(self) -> inference_pb2.GetModelResponse:
         """What is served."""
-        response: inference_pb2.GetModelResponse = self._call(self._inference.GetModel, inference_pb2.GetModelRequest())
+        response: inference_pb2.GetModelResponse = self._call(
+            lambda gateway: gateway.inference.GetModel, inference_pb2.GetModelRequest()
+        )
         return response
 
     def cluster(self) -> admin_pb2.GetClusterResponse:
         """The plan, the replicas and their load, as the gateway knows them."""
-        response: admin_pb2.GetClusterResponse = self._call(self._admin.GetCluster, admin_pb2.GetClusterRequest())
+        response: admin_pb2.GetClusterResponse = self._call(
+            lambda gateway: gateway.admin.GetCluster, admin_pb2.GetClusterRequest()
+        )
         return response
 
     def drain(self, seconds: int = 30) -> int:
-        """Makes the gateway take no more requests; returns how many had not finished after `seconds`."""
+        """Makes the gateway take no more requests; returns how many had not finished after `seconds`. Wants a client of
+        one address."""
+        if len(self._addresses) > 1:
+            raise InvalidConnection("which gateway is to drain? Make a client of its address alone")
         request = admin_pb2.DrainRequest(seconds=seconds)
-        return int(self._call(self._admin.Drain, request).unfinished_requests)
+        return int(self._call(lambda gateway: gateway.admin.Drain, request).unfinished_requests)
 
     def scale(self, replicas: int) -> int:
         """Changes the number of replicas of the deployment; returns how many are ready then."""
         request = registry_pb2.ScaleRequest(replicas=replicas)
-        return int(self._call(self._admin.Scale, request).ready)
+        return int(self._call(lambda gateway: gateway.admin.Scale, request).ready)
 
     def close(self) -> None:
-        """Ends the connection, and every stream on it."""
-        self._channel.close()
+        """Ends the connections, and every stream on them."""
+        self._closed.set()
+        for gateway in self._gateways:
+            gateway.channel.close()
 
     def __enter__(self) -> Client:
         return self
@@ -116,11 +146,14 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return method(request, timeout=self._timeout)
-        except grpc.RpcError as error:
-            raise from_rpc(error, self._address) from None
+    def _call(self, method: Callable[[Gateway], Any], request: Any) -> Any:
+        route = Route(self._rotation, self._timeout, self._reconnect_s)
+        while True:
+            call = method(self._gateways[route.place])
+            try:
+                return call(request, timeout=route.timeout, metadata=self._metadata)
+            except grpc.RpcError as failure:
+                route.failed(from_rpc(failure, self._addresses))
 
     @staticmethod
     def _completions(n: int, chunks: Iterable[Chunk]) -> list[Completion]:
@@ -129,11 +162,27 @@ class Client:
             completions[news.index].add(news)
         return completions
 
-    def _chunks(self, call: Any, convert: Any) -> Iterator[Chunk]:
-        try:
-            for response in call:
-                yield convert(response)
-        except grpc.RpcError as error:
-            raise from_rpc(error, self._address) from None
-        finally:
-            call.cancel()
+    def _chunks(self, request: Request) -> Iterator[Chunk]:
+        stream, route = Stream(request), Route(self._rotation, self._timeout, self._reconnect_s)
+        return self._follow(stream, route, self._open(stream, route))
+
+    def _open(self, stream: Stream, route: Route) -> Any:
+        method = getattr(self._gateways[route.place].inference, stream.method)
+        return method(stream.request(), timeout=route.timeout, metadata=self._metadata)
+
+    def _follow(self, stream: Stream, route: Route, call: Any) -> Iterator[Chunk]:
+        while True:
+            error = ended_early()
+            try:
+                for response in call:
+                    route.arrived()
+                    yield stream.take(response)
+            except grpc.RpcError as failure:
+                error = from_rpc(failure, self._addresses)
+            finally:
+                call.cancel()
+            if stream.complete:
+                return
+            if self._closed.wait(route.failed(error, stream)):
+                raise error
+            call = self._open(stream, route)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -29,6 +30,10 @@ class Unavailable(PhalanxError):
     """Nothing answers at the address, no replica is ready, or the gateway is shutting down."""
 
 
+class NoGateway(Unavailable):
+    """Nothing answers at any address."""
+
+
 class DeadlineExceeded(PhalanxError):
     """The call took longer than its timeout."""
 
@@ -42,11 +47,22 @@ _KINDS = {
 }
 
 
-def from_rpc(error: Any, address: str) -> PhalanxError:
-    """The error of a call to `address` that failed (grpc.RpcError or grpc.aio.AioRpcError)."""
+# What grpc says when it has no connection.
+_NOBODY = ("failed to connect", "connections to all backends failing", "DNS resolution failed")
+
+
+def ended_early() -> PhalanxError:
+    """The error of a stream that ended well, but before its outputs did."""
+    return Unavailable(grpc.StatusCode.UNAVAILABLE, "the gateway ended the stream before its outputs were complete")
+
+
+def from_rpc(error: Any, addresses: Sequence[str]) -> PhalanxError:
+    """The error of a call to one of `addresses` that failed (grpc.RpcError or grpc.aio.AioRpcError)."""
     code, detail = error.code(), error.details() or error.code().name
-    if code is grpc.StatusCode.UNAVAILABLE and detail.startswith("failed to connect"):
-        detail = f"no gateway answers at {address}: is `phalanx serve` running, and listening there? ({detail})"
+    if code is grpc.StatusCode.UNAVAILABLE and detail.startswith(_NOBODY):
+        where = ", ".join(addresses)
+        remedy = "is `phalanx serve` running, and listening there?"
+        return NoGateway(code, f"no gateway answers at {where}: {remedy} ({detail})")
     wrapped = _KINDS.get(code, PhalanxError)(code, detail)
     if isinstance(wrapped, Overloaded):
         for key, value in error.trailing_metadata() or ():

@@ -32,6 +32,9 @@ class InferenceStub:
     request that can never succeed, RESOURCE_EXHAUSTED when the cluster's queue is full (with the trailing metadata
     `retry-after-ms`), UNAVAILABLE when no replica is ready or the cluster drains, FAILED_PRECONDITION when the model
     lacks what the call needs (a tokenizer, a chat template).
+
+    A stream that ends with UNAVAILABLE or CANCELLED before every output has its finish_reason lost its gateway, and can
+    go on at another one: send the request again with `resume`. docs/protocol.md says how, with an example.
     """
 
     def __init__(self, channel):
@@ -74,6 +77,9 @@ class InferenceServicer:
     request that can never succeed, RESOURCE_EXHAUSTED when the cluster's queue is full (with the trailing metadata
     `retry-after-ms`), UNAVAILABLE when no replica is ready or the cluster drains, FAILED_PRECONDITION when the model
     lacks what the call needs (a tokenizer, a chat template).
+
+    A stream that ends with UNAVAILABLE or CANCELLED before every output has its finish_reason lost its gateway, and can
+    go on at another one: send the request again with `resume`. docs/protocol.md says how, with an example.
     """
 
     def Generate(self, request, context):
@@ -155,6 +161,9 @@ class Inference:
     request that can never succeed, RESOURCE_EXHAUSTED when the cluster's queue is full (with the trailing metadata
     `retry-after-ms`), UNAVAILABLE when no replica is ready or the cluster drains, FAILED_PRECONDITION when the model
     lacks what the call needs (a tokenizer, a chat template).
+
+    A stream that ends with UNAVAILABLE or CANCELLED before every output has its finish_reason lost its gateway, and can
+    go on at another one: send the request again with `resume`. docs/protocol.md says how, with an example.
     """
 
     @staticmethod
