@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from partitioning.model_spec import CacheType, DType, WeightType
 
+
+def _seconds(duration: object) -> object:
+    """ "10m" and the like as seconds; anything else as it is."""
+    if isinstance(duration, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", duration)):
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    return duration
+
+
 Positive = Annotated[int, Field(ge=1)]
+Duration = Annotated[float, Field(ge=0), BeforeValidator(_seconds)]
 
 
 class SpecError(ValueError):
@@ -77,8 +87,8 @@ class DeploymentSpec(BaseModel):
         bool, Field(description="Cut a replica anew for what is left when the planned cut has no room any more.")
     ] = True
     wait_for_devices: Annotated[
-        str, Field(pattern=r"^\d+(\.\d+)?[smh]?$", description="How long the start waits for devices: 90, 10m, 1h.")
-    ] = "0"
+        Duration, Field(description="How long the start waits for devices: seconds, or such as 10m or 1h.")
+    ] = 0.0
 
     registry_listen: Annotated[
         str | None,
@@ -98,11 +108,6 @@ class DeploymentSpec(BaseModel):
     drain_s: Annotated[
         float, Field(ge=0, description="How long requests may take to finish when the deployment is stopped.")
     ] = 30.0
-
-    @property
-    def wait_for_devices_s(self) -> float:
-        amount = self.wait_for_devices
-        return float(amount.rstrip("smh")) * {"m": 60.0, "h": 3600.0}.get(amount[-1], 1.0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.ask import DEFAULT_ADDRESS, AddressOption
-from phalanx import Client
+from cluster.commands.connect import DEFAULT_ADDRESS, AddressOption, connect
 
 
 def scale(
@@ -19,7 +18,7 @@ def scale(
 
     New ones are started; those too many finish their streams, or hand them to the others, and end.
     """
-    with Client(address, timeout=wait_s) as client:
+    with connect(address, timeout=wait_s) as client:
         ready = client.scale(replicas)
     typer.echo(f"{ready} replicas are ready", err=True)
 
@@ -29,6 +28,6 @@ def drain(
     seconds: Annotated[int, typer.Option(min=1, help="How long requests may take to finish.")] = 30,
 ) -> None:
     """Let a gateway take no more requests, and wait for those it has: before it is stopped or moved."""
-    with Client(address, timeout=seconds + 10.0) as client:
+    with connect(address, timeout=seconds + 10.0) as client:
         left = client.drain(seconds)
     typer.echo(f"{left} requests had not finished" if left else "every request has finished", err=True)

@@ -128,7 +128,7 @@ class Coordinator:
 
     async def _planned(self) -> Blueprint:
         """The blueprint, as soon as the cluster has the devices; the spec says how long that may take."""
-        deadline = monotonic() + self._spec.wait_for_devices_s
+        deadline = monotonic() + self._spec.wait_for_devices
         while True:
             try:
                 return await asyncio.to_thread(lambda: draw(self._spec, 1, ray_nodes()))

@@ -46,7 +46,7 @@ class Cluster:
         for node in self.nodes:
             self.start_node(node)
         done = self.phalanx("serve", spec, "--detach")
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr + "".join(self.log(node.name)[-2000:] for node in self.nodes)
         for front in self.fronts:
             self.start_gateway(front)
 
@@ -134,7 +134,7 @@ class Cluster:
         number = len(list(self._folder.glob(f"{machine.name}-*.log")))
         with (self._folder / f"{machine.name}-{number}.log").open("w") as log:
             self._processes[machine.name] = subprocess.Popen(
-                machine.command(command), cwd=ROOT, env=self._environment(), stdout=log, stderr=log,
+                machine.command(command, "" if machine is self.head else self._temporary), cwd=ROOT, env=self._environment(), stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
 

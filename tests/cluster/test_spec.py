@@ -54,3 +54,14 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_it_survives_the_way_to_the_coordinator() -> None:
     spec = DeploymentSpec.of({"model": "/m", "layer_split": [1, 2], "dtype": "float32"})
     assert DeploymentSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(90, 90), ("10m", 600), ("1.5h", 5400), ("30s", 30)])
+def test_durations_have_units(given: object, seconds: float) -> None:
+    assert DeploymentSpec.of({"model": "m", "wait_for_devices": given}).wait_for_devices == seconds
+
+
+@pytest.mark.parametrize("given", ["soon", -1, "10 m"])
+def test_what_is_no_duration_is_refused(given: object) -> None:
+    with pytest.raises(SpecError, match="wait_for_devices"):
+        DeploymentSpec.of({"model": "m", "wait_for_devices": given})
