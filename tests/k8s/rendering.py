@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,8 +49,17 @@ def template(values: Path | None, *settings: str, kubernetes: str = "1.34") -> s
     """`helm template` with a file of values and some more as KEY=VALUE; it may fail."""
     command = [str(helm()), "template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--kube-version", kubernetes]
     command += [] if values is None else ["--values", str(values)]
-    command += [f"--set={setting}" for setting in settings]
+    command += [f"{_flag(setting)}={setting}" for setting in settings]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def _flag(setting: str) -> str:
+    """Numbers, lists and null are given as JSON; `--set` would take 1.5 for a text."""
+    try:
+        json.loads(setting.partition("=")[2])
+    except ValueError:
+        return "--set"
+    return "--set-json"
 
 
 @cache
