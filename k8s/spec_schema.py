@@ -12,8 +12,8 @@ from typing import Any
 from cluster.spec import DeploymentSpec
 
 SCHEMA = Path(__file__).parent / "phalanx/values.schema.json"
-# Where gateways and registry listen is the chart's to say.
-_FIXED = ("listen", "registry_listen")
+# Where gateways and registry listen, and who may reach them, is for the chart's own values to say.
+_FIXED = ("listen", "registry_listen", "tls", "tokens", "insecure")
 
 
 def spec_schema() -> dict[str, Any]:

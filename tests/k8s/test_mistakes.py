@@ -32,6 +32,9 @@ _LAPTOP = CHART / "examples/laptop.yaml"
         ("ray.address=head:6379", "at '/ray/address': 'head:6379' does not match pattern"),
         ("ray.address=http://head:8265", "ray.registryHost: with ray.address, name a headless service over all pods"),
         ("ray.upgradeStrategy=Rolling", "at '/ray/upgradeStrategy': value must be one of 'Recreate', 'None'"),
+        ("security.insecure=false", "security: give the gateways TLS (security.tls) and tokens"),
+        ("security.tls.verifyClients=true", "security.tls.verifyClients: clients show certificates where the gateways"),
+        ("security.tls.certManager.enabled=true", "security.tls.certManager.issuerRef: name the issuer"),
         ("fullnameOverride=Phalanx", "at '/fullnameOverride'"),
     ],
 )
@@ -39,6 +42,15 @@ def test_a_mistake_is_named(mistake: str, words: str) -> None:
     done = template(_LAPTOP, mistake)
     assert done.returncode != 0
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    "half", ["security.tls.existingSecret=tls", "security.tokensSecret=tokens"], ids=["only TLS", "only tokens"]
+)
+def test_half_a_protection_is_none(half: str) -> None:
+    done = template(_LAPTOP, "security.insecure=false", half)
+    assert done.returncode != 0
+    assert "security: give the gateways TLS" in done.stderr
 
 
 def test_a_volume_has_one_source() -> None:

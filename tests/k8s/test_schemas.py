@@ -18,6 +18,19 @@ kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip ins
 
 _VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
 _RAY_CLUSTER = json.loads(Path(__file__).with_name("raycluster.schema.json").read_text())
+# cert-manager's, as its reference describes the fields that the chart uses.
+_CERTIFICATE = {
+    "additionalProperties": False,
+    "required": ["secretName", "issuerRef", "dnsNames"],
+    "properties": {
+        "secretName": {"type": "string"},
+        "issuerRef": {"required": ["name"], "properties": {"name": {"type": "string"}, "kind": {"type": "string"}}},
+        "duration": {"type": "string"},
+        "privateKey": {"properties": {"rotationPolicy": {"enum": ["Always", "Never"]}}, "additionalProperties": False},
+        "usages": {"items": {"enum": ["server auth", "client auth", "digital signature", "key encipherment"]}},
+        "dnsNames": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+    },
+}
 _CRDS = os.environ.get("KUBERAY_CRDS")
 
 
@@ -38,6 +51,9 @@ def _check(item: dict[str, Any], version: str) -> None:
 @functools.cache
 def _check_text(text: str, version: str) -> None:
     item = json.loads(text)
+    if item["kind"] == "Certificate":
+        jsonschema.validate(item["spec"], _CERTIFICATE)
+        return
     if item["kind"] != "RayCluster":
         kubernetes_validate.validate(item, version, strict=True)
         return

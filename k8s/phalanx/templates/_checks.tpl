@@ -18,6 +18,18 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- with .Values.security }}
+{{- $tls := include "phalanx.tlsSecret" $ }}
+{{- if and .tls.certManager.enabled (not .tls.existingSecret) (not .tls.certManager.issuerRef) }}
+{{- fail "security.tls.certManager.issuerRef: name the issuer" }}
+{{- end }}
+{{- if and .tls.verifyClients (not $tls) }}
+{{- fail "security.tls.verifyClients: clients show certificates where the gateways have one: name security.tls.existingSecret" }}
+{{- end }}
+{{- if not (or .insecure (and $tls (or .tokensSecret .tls.verifyClients))) }}
+{{- fail "security: give the gateways TLS (security.tls) and tokens (security.tokensSecret, or security.tls.verifyClients), or say security.insecure=true where the network keeps others out" }}
+{{- end }}
+{{- end }}
 {{- with .Values.gateway.autoscaling }}
 {{- if gt (int .minReplicas) (int .maxReplicas) }}
 {{- fail "gateway.autoscaling: minReplicas is above maxReplicas" }}
