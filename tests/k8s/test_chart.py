@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -57,3 +58,17 @@ def test_an_old_kubernetes_is_refused() -> None:
     done = template(EXAMPLES[0], kubernetes="1.29")
     assert done.returncode != 0
     assert "incompatible with Kubernetes v1.29" in done.stderr
+
+
+def test_the_guide_names_values_and_examples_that_there_are() -> None:
+    guide = (_ROOT / "docs/kubernetes.md").read_text()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    named = [found for found in re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z]+)+)", guide) if found.partition(".")[0] in values]
+    assert len(named) > 12
+    for path in named:
+        inside = values
+        for key in path.split("."):
+            assert key == "replicas" and path == "spec.replicas" or key in inside, f"docs/kubernetes.md: {path}"
+            inside = inside.get(key, {})
+    for example in EXAMPLES:
+        assert f"`{example.name}`" in guide

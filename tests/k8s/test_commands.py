@@ -17,9 +17,9 @@ from ray.scripts.scripts import start
 
 from cluster.cli import app
 from cluster.spec import DeploymentSpec
+from tests.k8s.command_line import understood
 from tests.k8s.rendering import EVERYTHING, EXAMPLES, Pod, named, pods, rendered
 
-_PHALANX = re.compile(r"^phalanx .*?(?= & wait|$)", re.MULTILINE)
 _SUBMIT = re.compile(r"^ray job submit (.*?) -- (.*?) & wait", re.MULTILINE)
 
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
@@ -40,27 +40,17 @@ def _commands(pod: Pod) -> Iterator[list[str]]:
             yield shlex.split(job[1])
 
 
-def _understood(command: Any, words: list[str], parent: Any = None) -> dict[str, Any]:
-    """The values of all parameters, by the command line's own parser. Raises its UsageError."""
-    context = command.make_context(words[0], words[1:], parent=parent)
-    if not hasattr(command, "resolve_command"):
-        return dict(context.params)
-    rest = [*context._protected_args, *context.args]
-    name, inner, arguments = command.resolve_command(context, rest)
-    return _understood(inner, [name, *arguments], context)
-
-
 @each_example
-def test_every_call_of_phalanx_is_understood(example: Path) -> None:
+def test_every_call_of_phalanx_isunderstood(example: Path) -> None:
     calls = [call for pod in pods(rendered(example, *EVERYTHING)) for call in _commands(pod)]
     assert {call[1] for call in calls} >= {"serve", "gateway", "ask"}
     for call in calls:
-        _understood(typer.main.get_command(app), call)
+        understood(typer.main.get_command(app), call)
 
 
 def test_an_unknown_option_would_be_found() -> None:
     with pytest.raises(Exception, match="No such option"):
-        _understood(typer.main.get_command(app), ["phalanx", "gateway", "--registry=x:1", "--no-such-option"])
+        understood(typer.main.get_command(app), ["phalanx", "gateway", "--registry=x:1", "--no-such-option"])
 
 
 @each_example
@@ -99,7 +89,7 @@ def test_gateways_find_the_registry_where_the_spec_has_it_listen(example: Path) 
     spec = yaml.safe_load(named(objects, "ConfigMap", "llm-spec")["data"]["spec.yaml"])
     (gateway,) = (pod for pod in pods(objects) if pod.component == "gateway")
     (call,) = (call for call in _commands(gateway) if call[1] == "gateway")
-    options = _understood(typer.main.get_command(app), call)
+    options = understood(typer.main.get_command(app), call)
     host, _, port = options["registry"].partition(":")
     assert spec["registry_listen"] == f"0.0.0.0:{port}"
     assert (options["max_sequences"], options["recovery_s"], options["drain_s"]) == (7_000_000, 8.5, 90.5)
@@ -115,7 +105,7 @@ def test_gateways_find_the_registry_where_the_spec_has_it_listen(example: Path) 
 def test_probes_ask_where_the_gateway_answers_them(example: Path) -> None:
     (gateway,) = (pod for pod in pods(rendered(example)) if pod.component == "gateway")
     (container,) = gateway.spec["containers"]
-    options = _understood(typer.main.get_command(app), _words(container))
+    options = understood(typer.main.get_command(app), _words(container))
     probes = {kind: container[f"{kind}Probe"]["grpc"] for kind in ("startup", "readiness", "liveness")}
     assert {probe["port"] for probe in probes.values()} == {int(options["probe_listen"].partition(":")[2])}
     assert probes["readiness"]["service"] == "phalanx.v1.Inference"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import typer.main
 import yaml
 
-from tests.k8s.rendering import EVERYTHING, EXAMPLES, rendered
+from cluster.cli import app
+from tests.k8s.command_line import understood
+from tests.k8s.rendering import CHART, EVERYTHING, EXAMPLES, rendered
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
 
@@ -78,6 +82,18 @@ def test_every_object_is_valid(example: Path, settings: tuple[str, ...], kuberne
     assert len(set(names)) == len(names) >= 10
     for item in objects:
         _check(item, kubernetes)
+
+
+def test_the_job_of_its_own_is_valid_and_of_this_version() -> None:
+    job = yaml.safe_load((CHART.parent / "ray-job.yaml").read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    _check({"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "x"}, "spec": cluster}, "1.34")
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert cluster["rayVersion"] == values["ray"]["version"]
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    assert head["image"] == f"phalanx:{version}-cpu"
+    understood(typer.main.get_command(app), shlex.split(job["spec"]["entrypoint"]))
 
 
 def test_a_wrong_field_is_found() -> None:
