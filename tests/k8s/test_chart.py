@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from k8s.spec_schema import SCHEMA, with_spec
+from k8s.spec_schema import SCHEMA, spec_schema, with_spec
 from tests.k8s.helm import helm
 from tests.k8s.rendering import CHART, EXAMPLES, template
 
@@ -63,12 +63,15 @@ def test_an_old_kubernetes_is_refused() -> None:
 def test_the_guide_names_values_and_examples_that_there_are() -> None:
     guide = (_ROOT / "docs/kubernetes.md").read_text()
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    named = [found for found in re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z]+)+)", guide) if found.partition(".")[0] in values]
+    values["spec"] = spec_schema()["properties"]
+    named = [
+        found for found in re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z_]+)+)", guide) if found.partition(".")[0] in values
+    ]
     assert len(named) > 12
     for path in named:
         inside = values
         for key in path.split("."):
-            assert key == "replicas" and path == "spec.replicas" or key in inside, f"docs/kubernetes.md: {path}"
-            inside = inside.get(key, {})
+            assert key in inside, f"docs/kubernetes.md: {path}"
+            inside = inside[key]
     for example in EXAMPLES:
         assert f"`{example.name}`" in guide

@@ -130,7 +130,8 @@ def test_a_change_of_the_spec_is_another_driver_pod() -> None:
 
 def test_a_change_of_the_spec_or_of_the_chart_leaves_ray_pods_and_gateways_alone() -> None:
     """KubeRay's Recreate ends all pods when a template changes."""
-    before, after = rendered(EXAMPLES[0]), rendered(EXAMPLES[0], "spec.max_running=9", "driver.registryTimeoutSeconds=99")
+    before = rendered(EXAMPLES[0])
+    after = rendered(EXAMPLES[0], "spec.max_running=9", "driver.registryTimeoutSeconds=99")
     for kind, name in (("RayCluster", "llm"), ("Deployment", "llm-gateway")):
         assert named(before, kind, name) == named(after, kind, name)
     for pod in pods(before):
