@@ -4,8 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup run test test-all lint proto clean
+# Of `make image`: which image, and what builds it (docker, podman or buildah).
+VARIANT ?= cpu
+BUILDER ?= docker
+
+.PHONY: help setup run test test-all lint proto image clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -38,6 +43,9 @@ lint: setup
 
 proto: setup  ## Generate the gRPC stubs from proto/phalanx/v1/*.proto
 	@$(BIN)/python proto/generate.py
+
+image:  ## Build the container image phalanx:VERSION-VARIANT (VARIANT=cpu or cuda, BUILDER=docker or podman)
+	@$(BUILDER) build --file k8s/Dockerfile --build-arg VARIANT=$(VARIANT) --tag phalanx:$(VERSION)-$(VARIANT) .
 
 clean:  ## Remove the virtual environment and caches (not the models)
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

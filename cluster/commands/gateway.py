@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from cluster.gateway.server import GatewayConfig
 
 
 def gateway(
@@ -16,22 +19,32 @@ def gateway(
         str | None, typer.Option(help="A folder or GGUF file to take the tokenizer from, if the model is not here.")
     ] = None,
     max_sequences: Annotated[int, typer.Option(min=1, help="Sequences it takes on at once.")] = 1024,
+    recovery_s: Annotated[
+        float, typer.Option(min=0, help="How long a stream whose replica is lost waits for another.")
+    ] = 120.0,
     drain_s: Annotated[float, typer.Option(min=0, help="How long requests may take to finish at the end.")] = 30.0,
+    probe_listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT for the health service alone, in the clear, for Kubernetes' probes.")
+    ] = None,
 ) -> None:
     """Run a further gateway, on this machine or another, until Ctrl-C or SIGTERM."""
-    asyncio.run(_gateway(registry, listen, tokenizer, max_sequences, drain_s))
+    # Takes seconds to import.
+    from cluster.gateway.server import GatewayConfig
+
+    config = GatewayConfig(listen, registry, max_sequences, recovery_s, tokenizer, probe_listen)
+    asyncio.run(_gateway(config, drain_s))
 
 
-async def _gateway(registry: str, listen: str, tokenizer: str | None, max_sequences: int, drain_s: float) -> None:
-    from cluster.gateway.server import Gateway, GatewayConfig
+async def _gateway(config: GatewayConfig, drain_s: float) -> None:
+    from cluster.gateway.server import Gateway
 
-    server = Gateway(GatewayConfig(listen, registry, max_sequences, tokenizer=tokenizer))
+    server = Gateway(config)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         port = await server.start()
-        typer.echo(f"listening at {listen.rpartition(':')[0]}:{port}, following {registry}", err=True)
+        typer.echo(f"listening at {config.listen.rpartition(':')[0]}:{port}, following {config.registry}", err=True)
         await stop.wait()
         typer.echo("draining: requests may finish, new ones are not taken", err=True)
         await server.drain(drain_s)

@@ -19,6 +19,7 @@ from cluster.gateway.errors import MalformedMessages
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.link import Patience
 from cluster.gateway.model import ServedModel, tokenizer_of
+from cluster.gateway.probes import ProbeServer
 from cluster.gateway.service import InferenceService
 from cluster.gateway.watch import RegistryWatch
 from partitioning.plan_json import plan_from_json
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+_LIVENESS = "liveness"  # served as long as the process is: a restart does not bring back a replica
 _GRACE_S = 5.0  # for answers that are on their way when the server stops
 
 
@@ -38,7 +40,7 @@ class GatewayConfig:
 
     `max_sequences` are generated at once, more are told to come again. A stream whose replica is lost waits up to
     `recovery_s` seconds for another. `tokenizer` is a checkpoint to take the tokenizer from, when the model's own path
-    is not visible on this machine.
+    is not visible on this machine. `probe_listen` is a second host:port, for the health service alone.
     """
 
     listen: str
@@ -46,6 +48,7 @@ class GatewayConfig:
     max_sequences: int = 1024
     recovery_s: float = 120.0
     tokenizer: str | None = None
+    probe_listen: str | None = None
 
 
 class GatewayError(RuntimeError):
@@ -66,6 +69,7 @@ class Gateway:
         self._inference = InferenceService(self._fleet, self._admission, config.recovery_s)
         self._admin = AdminService(self._fleet, self._admission, self.drain, self._watch.scale)
         self._health = health.aio.HealthServicer()
+        self._probes = ProbeServer(self._health)
         self._ready = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
@@ -88,6 +92,7 @@ class Gateway:
         reflection.enable_server_reflection(
             (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
+        await self._health.set(_LIVENESS, _SERVING)
         await self._set_health(False)
         try:
             port = self._server.add_insecure_port(self._config.listen)
@@ -97,6 +102,13 @@ class Gateway:
                 "choose another with --listen HOST:PORT"
             ) from error
         await self._server.start()
+        if self._config.probe_listen is not None:
+            try:
+                await self._probes.start(self._config.probe_listen)
+            except RuntimeError as error:
+                raise GatewayError(
+                    f"cannot listen on {self._config.probe_listen} for probes; choose another with --probe-listen"
+                ) from error
         self._spawn(self._watch.run())
         return port
 
@@ -118,6 +130,7 @@ class Gateway:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._fleet.close()
         await self._server.stop(_GRACE_S)
+        await self._probes.stop()
 
     async def _take(self, news: registry_pb2.WatchResponse) -> None:
         if news.plan_json and news.plan_json != self._admin.news.plan_json:

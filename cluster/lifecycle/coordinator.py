@@ -73,6 +73,10 @@ class Coordinator:
         """
         await (await self._opened()).started()
 
+    async def serves(self, spec_json: str) -> bool:
+        """Whether the replicas are built from this spec."""
+        return (await self._opened()).serves(DeploymentSpec.model_validate_json(spec_json))
+
     async def scale(self, replicas: int) -> int:
         """Starts or retires replicas until there are so many; returns their number.
 
@@ -115,7 +119,8 @@ class Coordinator:
         left = await asyncio.to_thread(DeploymentRecord.read, self._spec.name)
         if left is not None and left.life == self._record.life:
             self._record = left
-            await self._listen(left.registry)
+            # On another node its old address cannot be had, but the spec's can be.
+            await self._listen(self._spec.registry_listen, left.registry)
             self._replicas = ReplicaSet(left, self._registry)
             self._replicas.take_over()
         else:
@@ -138,11 +143,11 @@ class Coordinator:
                 log.warning("waiting for devices, for up to %.0f s: %s", deadline - monotonic(), error)
                 await asyncio.sleep(_DEVICES_S)
 
-    async def _listen(self, wish: str | None) -> None:
-        """Opens the registry, at the wished address if it can be had: gateways look there first."""
+    async def _listen(self, *wishes: str | None) -> None:
+        """Opens the registry, at the first of the wished addresses that can be had: gateways look there first."""
         nodes = await asyncio.to_thread(ray_nodes)
         own = "127.0.0.1" if len(nodes) == 1 else ray.util.get_node_ip_address()
-        for address in filter(None, (wish, f"{own}:0")):
+        for address in filter(None, (*wishes, f"{own}:0")):
             host, _, port = address.rpartition(":")
             try:
                 bound = await self._registry.start(host, int(port))

@@ -23,8 +23,9 @@ from cluster.spec import DeploymentSpec
 
 
 async def apply(spec: DeploymentSpec, say: Say) -> str:
-    """Starts `spec`, whose model is checked, detached; where its deployment runs already, rolls it to `spec`. Returns
-    the registry's address when all replicas are ready.
+    """Starts `spec`, whose model is checked, detached; where its deployment runs already, rolls it to `spec`, unless it
+    is the one that runs: it may be handed over again and again. Returns the registry's address when all replicas are
+    ready.
 
     Raises:
         PlanError: it does not fit the cluster.
@@ -34,8 +35,12 @@ async def apply(spec: DeploymentSpec, say: Say) -> str:
     with _joined(say):
         coordinator = find_coordinator(spec.name)
         if coordinator is not None:
-            say(f"{spec.name} runs already: replacing its replicas, one after the other")
-            await ask(coordinator.roll.remote(spec.model_dump_json()))
+            if await ask(coordinator.serves.remote(spec.model_dump_json())):
+                say(f"{spec.name} runs already, from this spec")
+                await ask(coordinator.started.remote())
+            else:
+                say(f"{spec.name} runs already: replacing its replicas, one after the other")
+                await ask(coordinator.roll.remote(spec.model_dump_json()))
             return str((await ask(coordinator.open.remote())).registry)
         coordinator = create_coordinator(spec, detached=True)
         try:

@@ -55,6 +55,12 @@ class ReplicaSet:
         """
         await asyncio.gather(*(asyncio.shield(replica.first) for replica in self._replicas.values()))
 
+    def serves(self, spec: DeploymentSpec) -> bool:
+        """Whether all replicas are built from `spec`."""
+        current = self._blueprint
+        built = {replica.blueprint.generation for replica in self._replicas.values()}
+        return current.spec == spec and built == {current.generation}
+
     async def scale(self, replicas: int) -> None:
         """Starts or retires replicas until there are so many.
 

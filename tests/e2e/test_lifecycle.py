@@ -155,6 +155,8 @@ def test_detached_rolled_and_stopped(model: Path, tmp_path: Path, ray_cluster: d
         gateway.wait_for("listening at")
         _until(lambda: len(_ranks(address)) == 2)
         undisturbed, before = _undisturbed(address), _ranks(address)
+        assert "far runs already, from this spec" in _phalanx("serve", spec, "--detach", **ray_cluster)
+        assert _ranks(address) == before
 
         async def streams_and_roll() -> list[list[int]]:
             rolled = _spec(tmp_path, model, name="far", replicas=2, max_running=16)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from workers.native import build as building
-from workers.native.build import LEVELS, BuildError, build, choose_level
+from workers.native.build import LEVELS, BuildError, build, choose_level, prebuild
 from workers.native.library import library
 
 _AVX512, _AVX2 = LEVELS
@@ -64,6 +65,29 @@ def test_ranks_that_build_at_once_get_the_same_library(sources: Path, tmp_path: 
     assert len(paths) == 1
     assert len(list((tmp_path / "cache").glob("*/libphalanx.so"))) == 1
     assert not list((tmp_path / "cache").glob("build-*"))
+
+
+def test_libraries_built_ahead_need_no_compiler_and_serve_their_own_sources_alone(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if platform.machine() != "x86_64":
+        with pytest.raises(BuildError, match="only libraries for x86-64"):
+            prebuild(tmp_path / "ahead", sources)
+        return
+    libraries = prebuild(tmp_path / "ahead", sources)
+    assert [path.parent.name.partition("-")[0] for path in libraries] == ["avx512", "avx2"]
+    made = [path.stat().st_mtime_ns for path in libraries]
+    assert prebuild(tmp_path / "ahead", sources) == libraries
+    assert [path.stat().st_mtime_ns for path in libraries] == made
+
+    monkeypatch.setenv(building.PREBUILT, str(tmp_path / "ahead"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(building, "processor_flags", lambda: _AVX2.needs)
+    assert build(sources, tmp_path / "cache") == libraries[1]
+    assert ctypes.CDLL(str(libraries[1])).answer() == 42
+    (sources / "one.h").write_text("constexpr int one = 2;\n")
+    with pytest.raises(BuildError, match="no-such-compiler"):
+        build(sources, tmp_path / "cache")
 
 
 def test_a_failed_build_leaves_nothing_and_shows_the_compilers_words(sources: Path, tmp_path: Path) -> None:

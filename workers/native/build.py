@@ -1,10 +1,12 @@
 """Compiles `csrc/*.cpp` into one shared library in the user's cache, once for each kind of processor.
 
-`python -m workers.native.build` builds ahead of time and says where the library is.
+`python -m workers.native.build` builds ahead of time and says where the library is. With `--into FOLDER` it compiles
+every level into FOLDER instead, for machines without a compiler, which find it by $PHALANX_NATIVE_PREBUILT.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import os
@@ -27,6 +29,7 @@ SOURCES = Path(__file__).parent / "csrc"
 LIBRARY = "libphalanx.so"
 SWITCH = "PHALANX_NATIVE"  # the environment variable that overrides the choice of a level
 OFF = "off"
+PREBUILT = "PHALANX_NATIVE_PREBUILT"  # the environment variable that names a folder filled by `prebuild`
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra")
 _LINK = ("-shared", "-pthread", "-Wl,-z,defs")
 _JOBS = 2
@@ -122,6 +125,10 @@ def build(sources: Path = SOURCES, cache: Path | None = None) -> Path:
         ValueError: $PHALANX_NATIVE cannot be met.
     """
     level = choose_level(platform.machine(), processor_flags(), os.environ.get(SWITCH))
+    if ready := os.environ.get(PREBUILT):
+        path = Path(ready) / _prebuilt_name(sources, level) / LIBRARY
+        if path.is_file():
+            return path
     compiler = find_compiler()
     flags = [*_FLAGS, *_accepted(compiler, level.flags)]
     folder = (cache or cache_folder()) / f"{level.name}-{_key(sources, compiler, flags)}"
@@ -138,6 +145,27 @@ def build(sources: Path = SOURCES, cache: Path | None = None) -> Path:
             f"the compiled library cannot be kept: {error}; XDG_CACHE_HOME can name another folder"
         ) from error
     return path
+
+
+def prebuild(into: Path, sources: Path = SOURCES) -> list[Path]:
+    """The libraries of all levels in `into`, after compiling those that are not there.
+
+    Raises:
+        BuildError: there is no compiler, it failed, or this is not an x86-64 machine.
+    """
+    if platform.machine() != "x86_64":
+        raise BuildError(f"only libraries for x86-64 can be built ahead of their machine, not on {platform.machine()}")
+    into.mkdir(parents=True, exist_ok=True)
+    folders = {level: into / _prebuilt_name(sources, level) for level in LEVELS}
+    for level, folder in folders.items():
+        if not folder.exists():
+            _compile(sources, find_compiler(), [*_FLAGS, *level.flags], folder)
+    return [folder / LIBRARY for folder in folders.values()]
+
+
+def _prebuilt_name(sources: Path, level: Level) -> str:
+    """Names level and sources: a library of other sources is not found, rather than used."""
+    return f"{level.name}-{_digest(_contents(sources))}"
 
 
 def _compile(sources: Path, compiler: list[str], flags: list[str], folder: Path) -> None:
@@ -180,8 +208,15 @@ def _key(sources: Path, compiler: list[str], flags: list[str]) -> str:
     parts = [" ".join([*compiler, *flags, *_LINK]).encode(), _run([*compiler, "--version"]).encode()]
     if platform.machine() in ("aarch64", "arm64"):  # "native" differs from one machine to the next
         parts.append(Path("/proc/cpuinfo").read_bytes().partition(b"\n\n")[0])
-    for path in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")]):
-        parts += [path.name.encode(), path.read_bytes()]
+    return _digest([*parts, *_contents(sources)])
+
+
+def _contents(sources: Path) -> list[bytes]:
+    files = sorted([*sources.glob("*.cpp"), *sources.glob("*.h")])
+    return [part for path in files for part in (path.name.encode(), path.read_bytes())]
+
+
+def _digest(parts: list[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -196,6 +231,13 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the native kernels ahead of their first use.")
+    parser.add_argument("--into", type=Path, help=f"a folder for every x86-64 processor's; ${PREBUILT} then names it")
+    into: Path | None = parser.parse_args().into
+    if into is not None:
+        # An image without its kernels is a mistake: this fails where the rest of `main` makes do.
+        print(*prebuild(into), sep="\n")
+        return
     started = time.monotonic()
     if switched_off():
         print(f"{SWITCH}={OFF}: nothing to build")
