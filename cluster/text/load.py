@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.text.chat_template import ChatTemplate
+from cluster.text.chat_template import ChatTemplate, ChatTemplateError
 from cluster.text.gguf import gguf_tokenizer
 from cluster.text.tokenizer import Tokenizer, TokenizerError, TokenizerMissing
 from cluster.text.tokenizer_file import read_tokenizer
@@ -62,7 +62,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ChatTemplateError: the template is no valid Jinja.
     """
     path = Path(path)
-    return _from_folder(path) if path.is_dir() else gguf_tokenizer(path)
+    try:
+        return _from_folder(path) if path.is_dir() else gguf_tokenizer(path)
+    except ChatTemplateError as error:
+        raise ChatTemplateError(f"{path}: {error}") from error
 
 
 def _from_folder(folder: Path) -> Tokenizer:
