@@ -52,7 +52,7 @@ def edited(draw: st.DrawFn, document: Any) -> Any:
                     holder[draw(st.sampled_from(["", "x", "model.norm.weight", "\0"]))] = holder.pop(key)
                 case "move":
                     holder[key] = copy.deepcopy(_at(document, draw(st.sampled_from(places))))
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, AttributeError):
             pass  # an earlier edit took the place away
     return result
 

@@ -111,7 +111,7 @@ def test_indexes(folder: Path, choices: st.DataObject) -> None:
         index.write_text(json.dumps(content))
         refused(lambda: _read_all(folder), CheckpointError, naming=str(folder))
     finally:
-        index.unlink()
+        index.unlink(missing_ok=True)
 
 
 @examples(500)
