@@ -38,7 +38,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def add(self, beginning: list[int], own: list[int], count: int, begun: int, priority: int, penalty: float) -> None:
         """A prompt, perhaps one that begins like others, perhaps of a stream that began elsewhere."""
-        prompt = beginning + own
+        self._add(beginning + own, count, begun, priority, penalty)
+
+    @precondition(lambda self: self.asked)
+    @rule(choices=st.data(), less=st.integers(0, 3))
+    def add_again(self, choices: st.DataObject, less: int) -> None:
+        """A prompt that was there before, and all that came of it: much of it may be cached, up to its last token."""
+        prompt, count = choices.draw(st.sampled_from(list(self.asked.values())))
+        whole = prompt + alone(prompt, count)
+        self._add(whole[: max(1, len(whole) // BLOCK * BLOCK - less)], count, 0, 0, 0.0)
+
+    def _add(self, prompt: list[int], count: int, begun: int, priority: int, penalty: float) -> None:
         if len(prompt) + count > BLOCK * self.replica.num_blocks - 1:
             return
         key = len(self.asked)
@@ -52,9 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.replica.in_flight) < self.replica.micro_batches)
     @rule()
     def launch(self) -> None:
-        step = self.replica.launch()
-        if step is not None:
-            self._check_writes(step)
+        self._launch()
 
     @precondition(lambda self: self.replica.in_flight)
     @rule()
@@ -64,7 +72,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(steps=st.integers(1, 8))
     def advance(self, steps: int) -> None:
         for _ in range(steps):
-            self.replica.advance()
+            while len(self.replica.in_flight) < self.replica.micro_batches and self._launch():
+                pass
+            if self.replica.in_flight:
+                self.replica.finish()
 
     @precondition(lambda self: self.asked)
     @rule(choices=st.data())
@@ -107,12 +118,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _ended(self, key: int) -> bool:
         return key in self.replica.outputs and self.replica.outputs[key][-1].finish_reason is not None
 
-    def _check_writes(self, step: Step) -> None:
-        """No block is written that another sequence also reads or writes."""
+    def _launch(self) -> Step | None:
+        """A step, of which no row is empty and none writes a block that another sequence also reads or writes."""
+        step = self.replica.launch()
         references = self.replica.blocks._references
-        for slot, start, count, _ in step.plan.rows.tolist():
+        for slot, start, count, _ in [] if step is None else step.plan.rows.tolist():
             table = self.replica.memory.tables[slot]
+            assert count > 0
             assert all(references[table[position // BLOCK]] == 1 for position in range(start, start + count))
+        return step
 
 
 TestScheduler = SchedulerMachine.TestCase
