@@ -9,17 +9,21 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from partitioning.checkpoint.files import read_bytes
 from partitioning.model_spec import CacheType, DType, WeightType
+
+_MOST_BYTES = 1 << 20
+_MOST_FAULTS = 5
 
 
 def _seconds(duration: object) -> object:
-    """ "10m" and the like as seconds; anything else as it is."""
+    """Such as "10m" as seconds; anything else as it is."""
     if isinstance(duration, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", duration)):
         return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
     return duration
 
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Duration = Annotated[float, Field(ge=0), BeforeValidator(_seconds)]
 
 
@@ -27,10 +31,19 @@ class SpecError(ValueError):
     """A deployment that makes no sense. The message names the field and what it may be."""
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases, with which a few lines can stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not supported")
+        return super().compose_node(parent, index)
+
+
 class DeploymentSpec(BaseModel):
     """What to serve, how to cut it, and where to listen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: Annotated[str, Field(description="A Hugging Face folder, a GGUF file, or the name of a known model.")]
     name: Annotated[
@@ -122,15 +135,18 @@ class DeploymentSpec(BaseModel):
             return cls.model_validate(fields)
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in error.errors()]
-            raise SpecError(f"the deployment makes no sense: {'; '.join(faults)}") from error
+            raise SpecError(f"the deployment makes no sense: {'; '.join(faults[:_MOST_FAULTS])}") from error
 
     @classmethod
     def read(cls, file: Path, **overrides: Any) -> Self:
         """The spec in a YAML file, with some fields replaced. Raises SpecError."""
         try:
-            fields = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            fields = yaml.load(read_bytes(file, _MOST_BYTES).decode(), _Plain)
+        # PyYAML lets through what int() and datetime() say of a scalar.
+        except (ValueError, yaml.YAMLError) as error:
             raise SpecError(f"cannot read {file}: {error}") from error
+        except RecursionError as error:
+            raise SpecError(f"cannot read {file}: it is nested deeper than any deployment is") from error
         if not isinstance(fields, dict):
             raise SpecError(f"{file} has to be a YAML mapping with at least the key model")
         return cls.of({**fields, **overrides})

@@ -141,6 +141,8 @@ class Engine:
             raise ValueError(f"a request needs a prompt of at least one token, got {request.prompt_len} of {tokens}")
         if not 0 <= min(request.token_ids) <= max(request.token_ids) < self._vocab_size:
             raise ValueError(f"token ids of this model are from 0 to {self._vocab_size - 1}")
+        if (request.sampling.logprobs or 0) > self._vocab_size:
+            raise ValueError(f"{request.sampling.logprobs} alternatives of a vocabulary of {self._vocab_size}")
         if tokens >= config.max_model_len:
             raise ValueError(
                 f"{tokens} tokens leave no room to generate: the longest sequence is {config.max_model_len} tokens"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -33,6 +34,22 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what would not fit into a step, or poison its numbers."""
+        # Written so that NaN fails too.
+        if not (
+            0 <= self.temperature < math.inf
+            and 0 <= self.min_p <= 1
+            and 0 < self.top_p <= 1
+            and 0 < self.repetition_penalty < math.inf
+            and abs(self.presence_penalty) < math.inf
+            and abs(self.frequency_penalty) < math.inf
+        ):
+            raise ValueError(f"sampling parameters out of range: {self}")
+        for number in (self.max_tokens, self.top_k, self.logprobs or 0):
+            if not 0 <= number < 2**31:
+                raise ValueError(f"sampling parameters that do not fit 31 bits: {self}")
 
 
 @dataclass(frozen=True)

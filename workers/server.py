@@ -127,6 +127,10 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
             connection.outbox.put_nowait(None)
 
     def _submit(self, connection: _Connection, submit: replica_pb2.Submit) -> None:
+        if submit.key in connection.keys:
+            # Whose news are whose, nobody could tell any more.
+            self._hang_up(connection)
+            return
         self._last_key += 1
         key = self._last_key
         try:
@@ -147,7 +151,17 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
 
     def _reject(self, connection: _Connection, key: int, end: replica_pb2.SequenceEnd, error: Exception) -> None:
         news = replica_pb2.SequenceNews(key=key, end=end, detail=str(error))
-        connection.outbox.put_nowait(self._message([news]))
+        self._send(connection, [news])
+
+    def _send(self, connection: _Connection, news: Iterable[replica_pb2.SequenceNews]) -> None:
+        connection.outbox.put_nowait(self._message(news))
+        if connection.outbox.qsize() > _BACKLOG:
+            self._hang_up(connection)
+
+    def _hang_up(self, connection: _Connection) -> None:
+        while not connection.outbox.empty():
+            connection.outbox.get_nowait()
+        connection.outbox.put_nowait(None)
 
     def _deliver(self, outputs: list[Output]) -> None:
         by_connection: defaultdict[_Connection, dict[int, replica_pb2.SequenceNews]] = defaultdict(dict)
@@ -166,10 +180,7 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
             if output.finish_reason is not None:
                 del self._owners[output.key], connection.keys[key]
         for connection, by_key in by_connection.items():
-            connection.outbox.put_nowait(self._message(by_key.values()))
-            if connection.outbox.qsize() > _BACKLOG:
-                connection.outbox = asyncio.Queue()
-                connection.outbox.put_nowait(None)
+            self._send(connection, by_key.values())
 
     def _load(self) -> replica_pb2.ReplicaLoad:
         load = self._engine.load()

@@ -112,14 +112,17 @@ class StepPlan:
         Raises:
             ValueError: not a plan, or not of this format.
         """
-        magic, kind, step, admissions, rows, updates, tokens, _ = (int(word) for word in words[:_HEADER])
+        if len(words) < _HEADER:
+            raise ValueError(f"not a step plan: {len(words)} words, fewer than the {_HEADER} of its head")
+        magic, kind, step, *counts, _ = (int(word) for word in words[:_HEADER])
+        admissions, rows, updates, tokens = counts
         ends = np.cumsum([_HEADER, admissions * _ADMISSION_WORDS, rows * 4, updates * 3, tokens])
-        if magic != _MAGIC or len(words) != ends[-1]:
+        if magic != _MAGIC or min(counts) < 0 or len(words) != ends[-1]:
             raise ValueError(
                 f"not a step plan of this version: magic {magic:#x}, {len(words)} words "
                 "(do all ranks run the same release of Phalanx?)"
             )
-        return StepPlan(
+        plan = StepPlan(
             kind=Kind(kind),
             step=step,
             admissions=words[ends[0] : ends[1]].view(ADMISSION),
@@ -127,6 +130,12 @@ class StepPlan:
             block_updates=words[ends[2] : ends[3]].reshape(-1, 3),
             tokens=words[ends[3] : ends[4]],
         )
+        # The engines take this on trust.
+        if rows and (plan.rows.min() < 0 or plan.rows[:, 3].max() > 1):
+            raise ValueError("a step plan whose rows have negative numbers")
+        if plan.rows[:, 2].sum() != tokens:
+            raise ValueError(f"a step plan of {tokens} tokens whose rows have {plan.rows[:, 2].sum()}")
+        return plan
 
 
 def control_plan(kind: Kind, step: int) -> StepPlan:

@@ -12,7 +12,7 @@ import grpc
 from cluster.gateway.admission import Admission, Draining, Full
 from cluster.gateway.generation import NoReplica, QueuesFull, Refused
 from cluster.gateway.requests import InvalidRequest
-from cluster.text import ChatTemplateMissing, TokenizerMissing
+from cluster.text import ChatTemplateMissing, TokenizerError, TokenizerMissing
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -26,6 +26,8 @@ async def statuses(context: Context, admission: Admission) -> AsyncIterator[None
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except (TokenizerMissing, ChatTemplateMissing) as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except TokenizerError as error:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except (Full, QueuesFull) as error:
         detail = str(error) or "every replica's queue is full: try again after the time in retry-after-ms"
         hint = (("retry-after-ms", str(admission.retry_after_ms)),)

@@ -58,8 +58,17 @@ class Tokenizer:
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """The ids of `text`; special tokens written in it count as such. `add_special` adds those that the model wants
-        around every prompt, usually a beginning-of-sequence token."""
-        return self._backend.encode(text, add_special_tokens=add_special).ids
+        around every prompt, usually a beginning-of-sequence token.
+
+        Raises:
+            TokenizerError: it cannot take this text, as where an expression of the tokenizer's would search for ever.
+        """
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special).ids
+        except BaseException as error:
+            if isinstance(error, Exception) or is_panic(error):
+                raise TokenizerError(f"{self._source}: its tokenizer cannot take this text ({error})") from error
+            raise
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]], now: datetime | None = None) -> list[int]:
         """The prompt that makes the model answer `messages`, each with a "role" and a "content"; `now` is the local
@@ -99,6 +108,11 @@ class Tokenizer:
         for token, entry in self._backend.get_added_tokens_decoder().items():
             pieces[token] = entry.content.encode()
         return pieces
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the tokenizers library gave up: its class for that is no Exception, and cannot be imported."""
+    return type(error).__name__ == "PanicException"
 
 
 def _decoders(decoder: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

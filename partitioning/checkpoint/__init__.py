@@ -20,6 +20,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises CheckpointError naming the file, the cause and the remedy.
     """
     path = Path(path)
+    try:
+        return _open(path)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read ({error.strerror})") from error
+    except ValueError as error:  # sizes that no model has
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from partitioning.checkpoint.base import CheckpointError, StoredTensor
+from partitioning.checkpoint.files import file_size
 
 Scalar: TypeAlias = int | float | bool | str
 """A single value of the metadata."""
@@ -37,6 +38,11 @@ _SCALARS = {
 _U32 = _SCALARS[GGUFValueType.UINT32]
 _U64 = _SCALARS[GGUFValueType.UINT64]
 
+# The largest vocabularies have 20 MB and 700,000 strings; the most that these take in memory is 1 GB.
+_MOST_BYTES = 64 << 20
+_MOST_ITEMS = 4 << 20
+_MOST_DIMENSIONS = 4
+
 
 @dataclass(frozen=True)
 class GgufHeader:
@@ -49,13 +55,14 @@ class GgufHeader:
 
 def read_gguf_header(path: Path) -> GgufHeader:
     """Scan the head of a GGUF file. Raises CheckpointError when it is no GGUF file, damaged, or of another version."""
+    file_size(path)
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CheckpointError(f"{path} does not begin with the GGUF magic; it is not a GGUF file, or is damaged")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
                 return _Scan(path, content).header()
-            except (struct.error, ValueError, KeyError) as error:
+            except (struct.error, ValueError, KeyError, OverflowError) as error:
                 if isinstance(error, CheckpointError):
                     raise
                 raise CheckpointError(f"{path}: the GGUF header is cut short or damaged; fetch it again") from error
@@ -68,6 +75,8 @@ class _Scan:
         self.path = path
         self.content = content
         self.at = 4
+        self.end = min(len(content), _MOST_BYTES)
+        self.items = 0
 
     def header(self) -> GgufHeader:
         version = self.number(_U32)
@@ -76,46 +85,62 @@ class _Scan:
                 f"{self.path} is GGUF version {version}; little-endian versions 2 and 3 are supported"
             )
         tensor_count, key_count = self.number(_U64), self.number(_U64)
-        metadata = {}
+        metadata: dict[str, Scalar | list[Scalar]] = {}
+        self.count(key_count)
         for _ in range(key_count):
             key = self.string()
+            if key in metadata:
+                raise ValueError(f"the key {key} is there twice")
             metadata[key] = self.value(GGUFValueType(self.number(_U32)))
-        places = [self.tensor_place() for _ in range(tensor_count)]
+        self.count(tensor_count)
+        places = dict(self.tensor_place() for _ in range(tensor_count))
+        if len(places) != tensor_count:
+            raise ValueError("a tensor is there twice")
         alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0:
             raise CheckpointError(f"{self.path}: general.alignment {alignment!r} is not a positive number")
         data_start = -(-self.at // alignment) * alignment
-        return GgufHeader(metadata, {name: self.stored(data_start, *place) for name, place in places})
+        return GgufHeader(metadata, {name: self.stored(data_start, *place) for name, place in places.items()})
+
+    def count(self, items: int) -> None:
+        """So many keys, tensors or values of a list follow; each takes a byte at least."""
+        self.items += items
+        if self.items > _MOST_ITEMS or items > self.end - self.at:
+            raise ValueError(f"{items} entries are more than there can be")
 
     def number(self, form: struct.Struct) -> Any:
-        (value,) = form.unpack_from(self.content, self.at)
-        self.at += form.size
+        (value,) = form.unpack(self.bytes(form.size))
         return value
 
     def string(self) -> str:
-        start = self.at + 8
-        self.at = start + _U64.unpack_from(self.content, self.at)[0]
-        if self.at > len(self.content):
-            raise ValueError("a string reaches past the end of the file")
-        return self.content[start : self.at].decode()
+        return self.bytes(self.number(_U64)).decode()
+
+    def bytes(self, count: int) -> bytes:
+        start, self.at = self.at, self.at + count
+        if self.at > self.end:
+            raise ValueError("the file, or what its head may have, ends within the head")
+        return self.content[start : self.at]
 
     def value(self, kind: GGUFValueType) -> Scalar | list[Scalar]:
         if kind != GGUFValueType.ARRAY:
             return self.scalar(kind)
         item = GGUFValueType(self.number(_U32))
         count = self.number(_U64)
+        self.count(count)
         if item == GGUFValueType.STRING:
             return [self.string() for _ in range(count)]
-        start = self.at
-        self.at += count * _SCALARS[item].size
-        return [value for (value,) in _SCALARS[item].iter_unpack(self.content[start : self.at])]
+        form = _SCALARS[item]
+        return [value for (value,) in form.iter_unpack(self.bytes(count * form.size))]
 
     def scalar(self, kind: GGUFValueType) -> Scalar:
         return self.string() if kind == GGUFValueType.STRING else self.number(_SCALARS[kind])
 
     def tensor_place(self) -> tuple[str, tuple[GGMLQuantizationType, tuple[int, ...], int]]:
         name = self.string()
-        dims = [self.number(_U64) for _ in range(self.number(_U32))]
+        dimensions = self.number(_U32)
+        if dimensions > _MOST_DIMENSIONS:
+            raise ValueError(f"a tensor of {dimensions} dimensions")
+        dims = [self.number(_U64) for _ in range(dimensions)]
         kind = GGMLQuantizationType(self.number(_U32))
         return name, (kind, tuple(reversed(dims)), self.number(_U64))
 

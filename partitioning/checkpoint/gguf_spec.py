@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import TypeVar
 
 from partitioning.checkpoint.base import CheckpointError, StoredTensor
 from partitioning.checkpoint.gguf_header import GgufHeader, Scalar
 from partitioning.checkpoint.rope import linear_factors
-from partitioning.model_spec import DType, Family, ModelSpec, RopeSpec
+from partitioning.model_spec import MOST_HEAD_DIM, DType, Family, ModelSpec, RopeSpec
 
 # Mistral and SmolLM models carry the architecture "llama" in GGUF files.
 _ARCHITECTURES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -56,7 +57,7 @@ def read_gguf_spec(path: Path, header: GgufHeader, rope_factors: tuple[float, ..
     family = _ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
     if family is None:
         raise CheckpointError(
-            f"{path}: architecture {architecture!r} is not supported; Phalanx runs GGUF files of "
+            f"{path}: architecture {shortened(architecture)} is not supported; Phalanx runs GGUF files of "
             f"{', '.join(_ARCHITECTURES)}"
         )
     keys = _Keys(path, f"{architecture}.", header.metadata)
@@ -69,6 +70,8 @@ def read_gguf_spec(path: Path, header: GgufHeader, rope_factors: tuple[float, ..
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.size(key, head_dim) != head_dim:
             raise CheckpointError(f"{path}: {keys.prefix}{key} differs from the head size {head_dim}; not supported")
+    if head_dim > MOST_HEAD_DIM:
+        raise CheckpointError(f"{path}: a head size of {head_dim} is not supported, only up to {MOST_HEAD_DIM}")
     if head_dim % 2:
         raise CheckpointError(f"{path}: the head size {head_dim} is odd; rotary embedding works on pairs")
     layers = keys.size("block_count")
@@ -127,15 +130,15 @@ class _Keys:
             raise CheckpointError(f"{self.path}: {self.prefix}{key} is missing; fetch the file again")
         if type(value) is not kind:
             raise CheckpointError(
-                f"{self.path}: {self.prefix}{key} {value!r} is not supported; expected one {kind.__name__}"
+                f"{self.path}: {self.prefix}{key} {shortened(value)} is not supported; expected one {kind.__name__}"
             )
         return value
 
     def size(self, key: str, default: int | None = None) -> int:
         """A positive number. A list of equal numbers, one a layer, counts as the number."""
         value = self.metadata.get(self.prefix + key)
-        if isinstance(value, list) and len(set(value)) == 1 and isinstance(value[0], int):
-            size = value[0]
+        if isinstance(value, list) and len(set(value)) == 1 and type(value[0]) is int:
+            size: int = value[0]
         else:
             size = self.value(key, int, default)
         if size <= 0:
@@ -144,8 +147,8 @@ class _Keys:
 
     def token_id(self, key: str) -> int | None:
         value = self.metadata.get(key)
-        if value is not None and not isinstance(value, int):
-            raise CheckpointError(f"{self.path}: {key} {value!r} is not a token id; fetch the file again")
+        if value is not None and type(value) is not int:
+            raise CheckpointError(f"{self.path}: {key} {shortened(value)} is not a token id; fetch the file again")
         return value
 
     def refuse_unsupported(self) -> None:
@@ -163,6 +166,6 @@ class _Keys:
         if kind == "none":
             return stored
         if kind != "linear":
-            raise CheckpointError(f"{self.path}: rope.scaling.type {kind!r} is not supported; none and linear are")
+            raise CheckpointError(f"{self.path}: rope.scaling.type {shortened(kind)} is not supported, none and linear")
         linear = linear_factors(head_dim, self.value("rope.scaling.factor", float))
         return tuple(a * b for a, b in zip(stored, linear, strict=True)) if stored else linear

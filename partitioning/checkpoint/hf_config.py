@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from partitioning.checkpoint.base import CheckpointError
+from partitioning.checkpoint.files import read_json_object
 from partitioning.checkpoint.rope import linear_factors, llama3_factors
-from partitioning.model_spec import DType, Family, ModelSpec, RopeSpec
+from partitioning.model_spec import MOST, MOST_HEAD_DIM, MOST_LAYERS, DType, Family, ModelSpec, RopeSpec
 
-_Size = Annotated[int, Field(gt=0)]
-_TokenId = Annotated[int, Field(ge=0)]
+_Size = Annotated[int, Field(gt=0, le=MOST)]
+_TokenId = Annotated[int, Field(ge=0, le=MOST)]
 # One id or a list of them, always kept as a list.
 _TokenIds = Annotated[list[_TokenId], BeforeValidator(lambda value: [value] if isinstance(value, int) else value)]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -41,7 +42,7 @@ class _Config(BaseModel):
     vocab_size: _Size
     hidden_size: _Size
     intermediate_size: _Size
-    num_hidden_layers: Annotated[int, Field(gt=0, le=10_000)]
+    num_hidden_layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)]
     num_attention_heads: _Size
     num_key_value_heads: _Size | None = None
     head_dim: _Size | None = None
@@ -55,7 +56,7 @@ class _Config(BaseModel):
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    sliding_window: Annotated[int, Field(ge=0)] | None = 4096
+    sliding_window: Annotated[int, Field(ge=0, le=MOST)] | None = 4096
     use_sliding_window: bool = False
     max_window_layers: Annotated[int, Field(ge=0)] = 28
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
@@ -83,7 +84,7 @@ def read_hf_config(folder: Path, *, has_own_head: bool, stored_dtype: DType) -> 
     fields = read_json_object(path)
     if fields.get("model_type") not in get_args(Family):
         raise CheckpointError(
-            f"{path}: model_type {fields.get('model_type')!r} is not supported; Phalanx runs "
+            f"{path}: model_type {shortened(fields.get('model_type'))} is not supported; Phalanx runs "
             f"{', '.join(get_args(Family))}"
         )
     config = _validated(_Config, fields, path)
@@ -124,19 +125,6 @@ def read_hf_config(folder: Path, *, has_own_head: bool, stored_dtype: DType) -> 
     )
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError when it is missing, not UTF-8 JSON, or not an object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); fetch the checkpoint again") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch the file again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, not an object; fetch the file again")
-    return content
-
-
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -146,7 +134,7 @@ def _validated(model: type[_Model], fields: dict[str, Any], path: Path) -> _Mode
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        value = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+        value = "" if problem["type"] == "missing" else f", got {shortened(problem['input'])}"
         raise CheckpointError(f"{path}: {key}: {problem['msg']}{value}") from error
 
 
@@ -154,8 +142,8 @@ def _refuse_unsupported(config: _Config, path: Path) -> None:
     if config.quantization_config is not None:
         method = config.quantization_config.get("quant_method")
         raise CheckpointError(
-            f"{path}: quantization_config (quant_method {method!r}) is not supported; use the unquantised checkpoint "
-            "or a GGUF file"
+            f"{path}: quantization_config (quant_method {shortened(method)}) is not supported; use the unquantised "
+            "checkpoint or a GGUF file"
         )
     if config.model_type in ("llama", "qwen3") and config.attention_bias:
         raise CheckpointError(f"{path}: attention_bias true is not supported for {config.model_type}")
@@ -180,6 +168,8 @@ def _head_dim(config: _Config, path: Path) -> int:
         )
     else:
         head_dim = config.hidden_size // config.num_attention_heads
+    if head_dim > MOST_HEAD_DIM:
+        raise CheckpointError(f"{path}: a head size of {head_dim} is not supported, only up to {MOST_HEAD_DIM}")
     if head_dim % 2:
         raise CheckpointError(f"{path}: head_dim {head_dim} is odd; rotary embedding works on pairs")
     return head_dim
@@ -202,7 +192,9 @@ def _rope(config: _Config, head_dim: int, path: Path) -> RopeSpec:
             length = rope.original_max_position_embeddings or config.max_position_embeddings
             return RopeSpec(theta, llama3_factors(head_dim, theta, factor, low, high, length))
         case other:
-            raise CheckpointError(f"{path}: rope type {other!r} is not supported; default, linear and llama3 are")
+            raise CheckpointError(
+                f"{path}: rope type {shortened(other)} is not supported, default, linear and llama3 are"
+            )
 
 
 def _needed(value: float | None, key: str, path: Path) -> float:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 
 from partitioning.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, slice_bounds
-from partitioning.checkpoint.hf_config import read_hf_config, read_json_object
+from partitioning.checkpoint.files import MOST_JSON_BYTES, file_size, json_object, read_json_object
+from partitioning.checkpoint.hf_config import read_hf_config
 from partitioning.checkpoint.tensors import check_tensors
 from partitioning.model_spec import DType
 from partitioning.plan import Span
@@ -22,6 +24,20 @@ SINGLE_NAME = "model.safetensors"
 _TYPES: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 
+_Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor in the header of a file; offsets count from the end of the header."""
+
+    dtype: str
+    shape: Annotated[list[_Number], Field(max_length=16)]
+    data_offsets: Annotated[list[_Number], Field(min_length=2, max_length=2)]
+
+
+_ENTRIES = TypeAdapter(dict[str, _Entry])
+
 
 class SafetensorsFolder(Checkpoint):
     """The weights of a Hugging Face folder, memory-mapped."""
@@ -31,8 +47,11 @@ class SafetensorsFolder(Checkpoint):
         self._stored: dict[str, StoredTensor] = {}
         file_sizes: dict[str, int] = {}
         for path in _weight_files(folder):
-            self._stored |= _read_header(path)
-            file_sizes[str(path)] = path.stat().st_size
+            file_sizes[str(path)] = size = file_size(path)
+            header = _read_header(path, size)
+            if twice := self._stored.keys() & header.keys():
+                raise CheckpointError(f"{path}: tensor {min(twice)} is in two files; fetch the checkpoint again")
+            self._stored |= header
         embedding = self._stored.get("model.embed_tokens.weight")
         spec = read_hf_config(
             folder,
@@ -69,40 +88,48 @@ def _weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{index}: weight_map must map tensor names to file names; fetch the file again")
     files = []
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name:
+        # "" and ".." would name folders.
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index} names {name}, which is no file of this folder; fetch the index again")
         file = folder / name
         files.append(file)
-        if not file.exists():
+        try:
+            missing = not file.exists()
+        except OSError:  # no file system has a name that long
+            missing = True
+        if missing:
             raise CheckpointError(f"{file} is missing, though {INDEX_NAME} names it; fetch the checkpoint again")
     return files
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
+def _read_header(path: Path, size: int) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file: a little-endian u64 length, that many bytes of JSON, then the data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size - 8:
+        if length > size - 8:
             raise CheckpointError(f"{path} is truncated or not a safetensors file; fetch it again")
+        if length > MOST_JSON_BYTES:
+            raise CheckpointError(f"{path}: a header of {length} bytes is not supported, only up to {MOST_JSON_BYTES}")
         raw = file.read(length)
     data_start = 8 + length
     try:
-        header: dict[str, Any] = json.loads(raw)
+        header = json_object(path, raw)
         header.pop("__metadata__", None)
-        stored = {
-            name: StoredTensor(
-                file=str(path),
-                type=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                begin=data_start + entry["data_offsets"][0],
-                end=data_start + entry["data_offsets"][1],
-            )
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        entries = _ENTRIES.validate_python(header)
+    except (CheckpointError, ValidationError) as error:
         raise CheckpointError(f"{path}: the safetensors header is damaged; fetch the file again") from error
+    stored = {
+        name: StoredTensor(
+            file=str(path),
+            type=entry.dtype,
+            shape=tuple(entry.shape),
+            begin=data_start + entry.data_offsets[0],
+            end=data_start + entry.data_offsets[1],
+        )
+        for name, entry in entries.items()
+    }
     for name, tensor in stored.items():
-        size = _TYPE_BYTES.get(tensor.type)
-        if size is not None and tensor.end - tensor.begin != size * math.prod(tensor.shape):
+        width = _TYPE_BYTES.get(tensor.type)
+        if width is not None and tensor.end - tensor.begin != width * math.prod(tensor.shape):
             raise CheckpointError(f"{path}: the size of tensor {name} contradicts its shape; fetch the file again")
     return stored

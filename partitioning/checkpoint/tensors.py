@@ -81,6 +81,7 @@ def check_tensors(
                 f"{tensor.file} is truncated: tensor {name} ends at byte {tensor.end}, the file at "
                 f"{file_sizes[tensor.file]}. Fetch the file again"
             )
+    _check_overlaps(stored)
     surplus = sorted(name for name in stored.keys() - model_tensors(spec).keys() if not name.endswith(_HARMLESS))
     if surplus:
         more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
@@ -88,3 +89,11 @@ def check_tensors(
             f"{stored[surplus[0]].file}: tensor {surplus[0]}{more} has no place in a {spec.family} model of "
             f"{spec.num_layers} layers; ignoring it would change the output. Use a checkpoint of a supported model"
         )
+
+
+def _check_overlaps(stored: Mapping[str, StoredTensor]) -> None:
+    last = StoredTensor("", "", (), 0, 0)
+    for name, tensor in sorted(stored.items(), key=lambda item: (item[1].file, item[1].begin, item[1].end)):
+        if tensor.file == last.file and tensor.begin < last.end:
+            raise CheckpointError(f"{tensor.file}: tensor {name} overlaps the one before it; fetch the file again")
+        last = tensor

@@ -133,10 +133,15 @@ class Cluster:
     def _spawn(self, machine: Machine, command: list[str]) -> None:
         number = len(list(self._folder.glob(f"{machine.name}-*.log")))
         with (self._folder / f"{machine.name}-{number}.log").open("w") as log:
+            own = "" if machine is self.head else self._temporary
             self._processes[machine.name] = subprocess.Popen(
-                machine.command(command, "" if machine is self.head else self._temporary), cwd=ROOT, env=self._environment(), stdout=log, stderr=log,
+                machine.command(command, own),
+                cwd=ROOT,
+                env=self._environment(),
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def _on_head(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [*self.head.inside, sys.executable, *arguments]

@@ -28,7 +28,7 @@ class Machine:
     switch: str
 
     def command(self, arguments: Sequence[str], own: str = "") -> list[str]:
-        """`arguments` as a command on this machine, which has a /dev/shm and, if it is given, a folder `own` to itself."""
+        """`arguments` as a command on this machine, which has a /dev/shm and, if given, a folder `own` to itself."""
         folder = f"mount -t tmpfs tmpfs {own} && " if own else ""
         script = f'mount -t tmpfs -o size={_SHM} tmpfs /dev/shm && {folder}exec "$@"'
         return [*self.inside, "unshare", "--mount", "sh", "-c", script, "sh", *arguments]

@@ -1,0 +1,133 @@
+"""The scheduler and its blocks under any interleaving of what may happen to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.fuzz.examples import examples
+from tests.workers.test_scheduler import BLOCK, VOCAB, Replica, alone
+from workers.request import EngineConfig, FinishReason, Output, Request, SamplingParams
+from workers.scheduler import Step
+
+_BEGINNINGS = [[1] * 9, [1, 2, 3, 4] * 4, [1, 2, 3, 4, 1, 2, 3, 4, 5]]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Steps are computed by a memory that knows nothing but block tables, so a block that two sequences write, or one
+    that is reused too early, shows as a wrong token."""
+
+    @initialize(
+        micro=st.integers(1, 3), blocks=st.integers(8, 30), running=st.integers(1, 5), budget=st.integers(2, 20)
+    )
+    def start(self, micro: int, blocks: int, running: int, budget: int) -> None:
+        config = EngineConfig(max_running=running, max_batch_tokens=budget, max_model_len=BLOCK * blocks)
+        self.replica = Replica(micro, blocks, config)
+        self.asked: dict[int, tuple[list[int], int]] = {}
+        self.cancelled: set[int] = set()
+
+    @rule(
+        beginning=st.sampled_from([[], *_BEGINNINGS]),
+        own=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=10),
+        count=st.integers(1, 12),
+        begun=st.integers(0, 6),
+        priority=st.integers(-1, 1),
+        penalty=st.sampled_from([0.0, 0.0, 0.5]),
+    )
+    def add(self, beginning: list[int], own: list[int], count: int, begun: int, priority: int, penalty: float) -> None:
+        """A prompt, perhaps one that begins like others, perhaps of a stream that began elsewhere."""
+        self._add(beginning + own, count, begun, priority, penalty)
+
+    @precondition(lambda self: self.asked)
+    @rule(choices=st.data(), less=st.integers(0, 3))
+    def add_again(self, choices: st.DataObject, less: int) -> None:
+        """A prompt that was there before, and all that came of it: much of it may be cached, up to its last token."""
+        prompt, count = choices.draw(st.sampled_from(list(self.asked.values())))
+        whole = prompt + alone(prompt, count)
+        self._add(whole[: max(1, len(whole) // BLOCK * BLOCK - less)], count, 0, 0, 0.0)
+
+    def _add(self, prompt: list[int], count: int, begun: int, priority: int, penalty: float) -> None:
+        if len(prompt) + count > BLOCK * self.replica.num_blocks - 1:
+            return
+        key = len(self.asked)
+        self.asked[key] = prompt, count
+        had = alone(prompt, min(begun, count - 1))
+        if had:
+            self.replica.outputs[key] = [Output(key, 0, tuple(had))]
+        sampling = SamplingParams(max_tokens=count, ignore_eos=True, presence_penalty=penalty)
+        self.replica.scheduler.add(Request(key, prompt + had, len(prompt), sampling, priority))
+
+    @precondition(lambda self: len(self.replica.in_flight) < self.replica.micro_batches)
+    @rule()
+    def launch(self) -> None:
+        self._launch()
+
+    @precondition(lambda self: self.replica.in_flight)
+    @rule()
+    def finish(self) -> None:
+        self.replica.finish()
+
+    @rule(steps=st.integers(1, 8))
+    def advance(self, steps: int) -> None:
+        for _ in range(steps):
+            while len(self.replica.in_flight) < self.replica.micro_batches and self._launch():
+                pass
+            if self.replica.in_flight:
+                self.replica.finish()
+
+    @precondition(lambda self: self.asked)
+    @rule(choices=st.data())
+    def cancel(self, choices: st.DataObject) -> None:
+        key = choices.draw(st.sampled_from(sorted(self.asked)))
+        if not self._ended(key):
+            self.cancelled.add(key)
+        self.replica.cancel(key)
+
+    @invariant()
+    def blocks_are_owned_once_or_shared_by_prefix(self) -> None:
+        blocks, running = self.replica.blocks, self.replica.scheduler._running
+        held = Counter(block for sequence in running for block in sequence.blocks)
+        assert held == Counter({block: count for block, count in enumerate(blocks._references) if count})
+        assert blocks.free + len(held) == blocks.num_blocks
+        assert all(len(set(sequence.blocks)) == len(sequence.blocks) for sequence in running)
+        blocks.check()
+
+    @invariant()
+    def slots_are_unique(self) -> None:
+        scheduler = self.replica.scheduler
+        slots = [sequence.slot for sequence in scheduler._running] + scheduler._free_slots
+        assert sorted(slots) == list(range(self.replica.config.max_running))
+
+    @invariant()
+    def every_sequence_runs_waits_or_has_ended(self) -> None:
+        scheduler = self.replica.scheduler
+        lingering = sum(sequence.cancelled for sequence in scheduler._running)  # until the step they are in has ended
+        alive = sum(not self._ended(key) for key in self.asked)
+        assert scheduler.running - lingering + scheduler.waiting == alive
+
+    def teardown(self) -> None:
+        self.replica.run_dry()
+        for key, (prompt, count) in self.asked.items():
+            finish, tokens = self.replica.outputs[key][-1].finish_reason, self.replica.tokens_of(key)
+            assert finish is (FinishReason.CANCELLED if key in self.cancelled else FinishReason.LENGTH)
+            assert tokens == alone(prompt, len(tokens) if key in self.cancelled else count)
+        assert self.replica.blocks.free == self.replica.num_blocks
+
+    def _ended(self, key: int) -> bool:
+        return key in self.replica.outputs and self.replica.outputs[key][-1].finish_reason is not None
+
+    def _launch(self) -> Step | None:
+        """A step, of which no row is empty and none writes a block that another sequence also reads or writes."""
+        step = self.replica.launch()
+        references = self.replica.blocks._references
+        for slot, start, count, _ in [] if step is None else step.plan.rows.tolist():
+            table = self.replica.memory.tables[slot]
+            assert count > 0
+            assert all(references[table[position // BLOCK]] == 1 for position in range(start, start + count))
+        return step
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = examples(60, stateful_step_count=40)
