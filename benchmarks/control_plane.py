@@ -76,7 +76,9 @@ def main(
 
 def _measure(running: int, waiting: int, steps: int) -> Cost:
     length = _PROMPT + steps + 2 * _WARM_UP
-    config = EngineConfig(max_running=running, max_waiting=waiting + running, max_model_len=length + 1)
+    config = EngineConfig(
+        max_running=running, max_waiting=waiting + running, max_waiting_tokens=1 << 40, max_model_len=length + 1
+    )
     shape = SimpleNamespace(
         pp=1, kv_block_size=16, kv_blocks=running * (length // 16 + 2), model=SimpleNamespace(vocab_size=1 << 16)
     )
@@ -88,7 +90,8 @@ def _measure(running: int, waiting: int, steps: int) -> Cost:
         engine.submit(Request(key, [key % 1000 + 1] * _PROMPT, _PROMPT, sampling))
     loop = threading.Thread(target=engine.run, args=(_ignore,))
     loop.start()
-    runner.done.wait()
+    if not runner.done.wait(timeout=300):
+        raise SystemExit("the engine did not finish its steps in 300 s")
     engine.stop()
     loop.join()
     return Cost(running, waiting, steps, median(runner.between[_WARM_UP : _WARM_UP + steps]) * 1e6)

@@ -18,7 +18,8 @@ from workers.parallel import ParallelContext
 from workers.request import EngineConfig, EngineLoad, Output, Request, TokenLogprob
 from workers.runner import Runner
 from workers.sampling import Sampled
-from workers.scheduler import Scheduler, Step
+from workers.scheduler import Scheduler
+from workers.step import Step
 from workers.step_plan import Kind, control_plan
 
 _BEATS = 4  # times in the deadline of a step an idle engine tells its ranks that it lives
@@ -61,7 +62,7 @@ class Engine:
         self._handed_over = 0.0
         self._wake = threading.Condition()
         self._inbox: list[Request] = []
-        self._cancelled: list[int] = []
+        self._orders: list[tuple[Callable[[int], Output | None], int]] = []
         self._stopping = False
         self._generated = 0
         self._load = EngineLoad(free_blocks=self._blocks.free, total_blocks=self._blocks.num_blocks)
@@ -72,23 +73,32 @@ class Engine:
 
         Raises:
             ValueError: it can never run: no tokens, too long for the model or for the KV cache.
-            EngineFull: the waiting queue is at `max_waiting`.
+            EngineFull: as many requests or tokens wait as may.
             EngineStopped: the loop has ended.
         """
         self._check(request)
         with self._wake:
             if self._stopping:
                 raise EngineStopped("the engine has stopped")
-            if len(self._inbox) + self._scheduler.waiting >= self._config.max_waiting:
-                raise EngineFull(f"{self._config.max_waiting} requests are waiting already; try again later")
+            if not self._scheduler.reserve(request):
+                bounds = self._scheduler.bounds
+                raise EngineFull(
+                    f"{bounds.held_requests} requests are waiting already, of {bounds.held_tokens} tokens; try again later"
+                )
             self._inbox.append(request)
             self._wake.notify()
 
     def cancel(self, key: int) -> None:
         """Ends a request within one step; unknown keys are ignored, as it may just have finished."""
-        with self._wake:
-            self._cancelled.append(key)
-            self._wake.notify()
+        self._order(self._scheduler.cancel, key)
+
+    def park(self, key: int) -> None:
+        """Lets a request rest, whose place and KV blocks others get within one step; unknown keys are ignored."""
+        self._order(self._scheduler.park, key)
+
+    def unpark(self, key: int) -> None:
+        """Lets it go on with the token after its last."""
+        self._order(self._scheduler.unpark, key)
 
     def load(self) -> EngineLoad:
         """As of the last step."""
@@ -135,6 +145,11 @@ class Engine:
         finally:
             self.stop()
 
+    def _order(self, what: Callable[[int], Output | None], key: int) -> None:
+        with self._wake:
+            self._orders.append((what, key))
+            self._wake.notify()
+
     def _check(self, request: Request) -> None:
         tokens, config = len(request.token_ids), self._config
         if not 0 < request.prompt_len <= tokens:
@@ -166,24 +181,25 @@ class Engine:
     def _has_work(self) -> bool:
         scheduler = self._scheduler
         busy = self._in_flight or scheduler.running or scheduler.waiting
-        return bool(busy or self._inbox or self._cancelled or self._news)
+        return bool(busy or self._inbox or self._orders or self._news)
 
     def _take_inbox(self) -> None:
-        if not (self._inbox or self._cancelled):
+        if not (self._inbox or self._orders):
             return
         with self._wake:
             requests, self._inbox = self._inbox, []
-            cancelled, self._cancelled = self._cancelled, []
+            orders, self._orders = self._orders, []
         for request in requests:
             self._scheduler.add(request)
         self._unheard.update(request.key for request in requests)
-        self._note([output for key in cancelled if (output := self._scheduler.cancel(key)) is not None])
+        self._note([output for order, key in orders if (output := order(key)) is not None])
 
     def _launch(self, on_outputs: Callable[[list[Output]], None]) -> bool:
         started = perf_counter()
         step = self._scheduler.schedule()
         scheduled = perf_counter()
         self._seconds["schedule"] += scheduled - started
+        self._note(self._scheduler.take_expired())
         if step is None:
             return False
         self._context.progress.begin("sending the plan")
@@ -235,6 +251,7 @@ class Engine:
         self._load = EngineLoad(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
+            parked=self._scheduler.parked,
             free_blocks=self._blocks.free,
             total_blocks=self._blocks.num_blocks,
             steps=self._scheduler.steps,

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 
-# A block's content: the identity of the block before it (0 at the start) and its own tokens. Identities are never
-# used twice, so equal keys mean equal prefixes, with no hash to collide.
+# A block's content: the identity of the block before it (its tenant's root at the start) and its own tokens. Identities
+# are never used twice, so equal keys mean equal prefixes of one tenant, with no hash to collide: nobody can tell by the
+# time of a first token what another tenant has sent.
 _Key = tuple[int, tuple[int, ...]]
 
 
@@ -49,15 +50,15 @@ class BlockManager:
             taken.append(block)
         return taken
 
-    def find_prefix(self, tokens: Seq[int]) -> list[int]:
-        """The cached blocks that `tokens` begins with, each with one more reference.
+    def find_prefix(self, root: int, tokens: Seq[int]) -> list[int]:
+        """The cached blocks that `tokens` of the tenant `root` begins with, each with one more reference.
 
         At least one token is left over: a step has to compute something to sample from.
         """
         found: list[int] = []
         if not self._prefix_caching:
             return found
-        before = 0
+        before = root
         size = self.block_size
         for start in range(0, (len(tokens) - 1) // size * size, size):
             block = self._block_of.get((before, tuple(tokens[start : start + size])))
@@ -75,7 +76,7 @@ class BlockManager:
         return self._identity[block]
 
     def remember(self, before: int, block: int, tokens: Seq[int]) -> int:
-        """Notes that `block` now holds `tokens` after the block of identity `before` (0 at the start).
+        """Notes that `block` now holds `tokens` after the block of identity `before` (the tenant's root at the start).
 
         Returns the identity of this content; when another block already holds the same, that one stays the known one.
         """

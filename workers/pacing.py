@@ -60,6 +60,10 @@ class Pacer:
         seconds = self._spare * prompts * known.seconds / self._micro_batches
         return max(MIN_CHUNK, int(seconds / self._prompt_token_s))
 
+    def reading_s(self, tokens: int) -> float:
+        """How many seconds a prompt of so many tokens takes at least; 0 while that is not known."""
+        return tokens * (self._prompt_token_s or 0.0)
+
     def started(self, prompt_tokens: int) -> None:
         """A step with so many prompt tokens is on its way."""
         if prompt_tokens:

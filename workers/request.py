@@ -12,6 +12,7 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"  # its deadline could no longer be met when its turn came
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ class Request:
 
     `token_ids` is the prompt followed by what was generated so far elsewhere (a resumed stream): the first
     `prompt_len` are the prompt. The first output token has index `len(token_ids) - prompt_len`, and `max_tokens`
-    counts from the end of the prompt. Higher `priority` runs first.
+    counts from the end of the prompt.
+
+    Tenants share a replica by their `weight`, the name "" being one like any other. `priority` orders the requests of
+    one tenant: a point is worth ten seconds of waiting. `deadline` is when its first token has to be there, in seconds
+    of `time.monotonic`.
     """
 
     key: int
@@ -66,6 +71,9 @@ class Request:
     prompt_len: int
     sampling: SamplingParams
     priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class EngineLoad:
 
     running: int = 0
     waiting: int = 0
+    parked: int = 0
     free_blocks: int = 0
     total_blocks: int = 0
     steps: int = 0
@@ -109,6 +118,8 @@ class EngineLoad:
 class EngineConfig:
     """Limits of one replica's engine.
 
+    `max_waiting` requests of `max_waiting_tokens` tokens (prompts and what may be generated) wait for their first place
+    in the running batch; see `workers.bounds`.
     `max_stretch`: how many times as long a prompt may make the steps of sequences that decode; see `workers.pacing`.
     `collective_timeout_s`: how long a step may stand still before the replica counts as hung.
     `news_interval_s`: how long tokens may wait to be handed over together; a request's first and last never do.
@@ -116,6 +127,7 @@ class EngineConfig:
 
     max_running: int = 64
     max_waiting: int = 1024
+    max_waiting_tokens: int = 1 << 20
     max_batch_tokens: int = 512
     max_stretch: float = 1.8
     news_interval_s: float = 0.0

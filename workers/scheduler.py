@@ -1,43 +1,32 @@
 """Token-budget continuous batching: which tokens of which sequences run in the next step.
 
 One budget for everything: a decode is a chunk of one token, a prefill is cut into chunks that fit what is left. Decodes
-come first, then prompts that are being read, then waiting ones, each in the order of their rank; the `Pacer` bounds how
-much of prompts joins a step with decodes. When KV blocks run out, the sequence that would be served last gives its
+come first, then prompts, those that are being read before waiting ones; the `Pacer` bounds how much of prompts joins a
+step with decodes. There is one order for all of it: the tenant that was served least comes first (`workers.tenant`),
+and of one tenant's sequences the one with the lowest rank. When KV blocks run out, the last in this order gives its
 blocks back and is computed again later.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from time import monotonic
 
-import numpy as np
-
+from workers.bounds import FairBounds
 from workers.kv_cache import BlockManager
 from workers.pacing import MIN_CHUNK, Pacer
 from workers.request import EngineConfig, FinishReason, Output, Request, TokenLogprob
-from workers.sequence import Sequence
-from workers.step_plan import ADMISSION, Kind, StepPlan, admission
+from workers.sequence import Rank, Sequence, rank_of
+from workers.step import Batch, Step, make_step
+from workers.step_plan import admission
+from workers.tenant import DRAWN, Tenants
 from workers.waiting_queue import WaitingQueue
 
-_Batch = list[tuple[Sequence, int]]  # how many tokens of which sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A planned step and the sequences of its rows, with the tokens of each that are computed after it.
-
-    `sampled` are those that get a token; `prompt_tokens` were read beside one token each of sequences that decode, of
-    which the replica has `decoding` in all steps in flight together.
-    """
-
-    plan: StepPlan
-    sequences: tuple[Sequence, ...]
-    ends: tuple[int, ...]
-    sampled: tuple[Sequence, ...]
-    decoding: int
-    prompt_tokens: int
+# What has to be served, at the prices of `workers.tenant`, for each position that is computed again because its place
+# went to another tenant.
+_PER_RECLAIMED = 4
 
 
 class Scheduler:
@@ -52,15 +41,20 @@ class Scheduler:
         self._blocks = blocks
         self._pacer = pacer
         self._micro_batches = micro_batches
+        self.bounds = FairBounds(config.max_waiting, config.max_waiting_tokens)
+        self._tenants = Tenants()
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # by rank
         self._free_slots = list(range(config.max_running - 1, -1, -1))
         self._by_key: dict[int, Sequence] = {}
         self._arrivals = 0
+        self._parked = 0
         self._steps = 0
+        self._since_reclaim = 0.0
         self._in_flight = 0
         self._admissions: list[tuple[float, ...]] = []
         self._updates: list[tuple[int, int, int]] = []
+        self._expired: list[Output] = []
 
     @property
     def waiting(self) -> int:
@@ -71,37 +65,77 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def parked(self) -> int:
+        return self._parked
+
+    @property
     def steps(self) -> int:
         return self._steps
 
+    def reserve(self, request: Request) -> bool:
+        """Whether there is room in the queue, which is then kept for this request. May be called from any thread."""
+        return self.bounds.take(request.tenant, request.weight, 1, self._need(request))
+
     def add(self, request: Request) -> None:
+        """Queues a request for which there is room."""
         self._arrivals += 1
-        sequence = Sequence(request, self._arrivals, list(request.token_ids))
+        tenant = self._tenants.get(request.tenant, request.weight)
+        tenant.sequences += 1
+        rank = rank_of(request.priority, monotonic(), self._arrivals)
+        sequence = Sequence(request, tenant, rank, list(request.token_ids))
         self._by_key[request.key] = sequence
         self._waiting.push(sequence)
 
     def cancel(self, key: int) -> Output | None:
         """Ends a request; its blocks are free at once, or when the step it is in has ended."""
-        sequence = self._by_key.pop(key, None)
+        sequence = self._by_key.get(key)
         if sequence is None:
             return None
         sequence.cancelled = True
-        if sequence.slot < 0:
-            self._waiting.cancelled()
-        elif not sequence.in_flight:
-            self._retire(sequence)
+        self._end(sequence)
+        self._leave(sequence)
         return self._output(sequence, (), (), FinishReason.CANCELLED)
+
+    def park(self, key: int) -> None:
+        """Lets a sequence rest: its place and blocks are free at once, or when the step it is in has ended, whose token
+        it still gets. Unknown keys are ignored."""
+        sequence = self._by_key.get(key)
+        if sequence is not None and not sequence.parked:
+            sequence.parked = True
+            self._parked += 1
+            self._leave(sequence)
+
+    def unpark(self, key: int) -> None:
+        """Lets it go on where it was; it waits like others for a place."""
+        sequence = self._by_key.get(key)
+        if sequence is not None and sequence.parked:
+            sequence.parked = False
+            self._parked -= 1
+            if sequence.slot < 0:
+                self._waiting.push(sequence)
+
+    def take_expired(self) -> list[Output]:
+        """The ends of requests that were dropped since the last call, as their deadlines could no longer be met."""
+        expired, self._expired = self._expired, []
+        return expired
 
     def schedule(self) -> Step | None:
         """The next step, or None when no sequence can run before another step has ended."""
         self._admissions, self._updates = [], []
+        if self._waiting:
+            self._reclaim()
         decodes, prompts = [], []
         for sequence in self._running:
             left = len(sequence.tokens) - sequence.planned
-            if left == 1 and not sequence.cancelled:
+            if left < 1 or sequence.cancelled or sequence.parked:
+                continue
+            if left == 1:
                 decodes.append(sequence)
-            elif left > 1 and not sequence.cancelled:
+            else:
                 prompts.append(sequence)
+        if self._shared:
+            decodes.sort(key=_order)
+            prompts.sort(key=_order)
         decoding = len(self._running) - len(prompts)
         arriving = min(len(self._waiting), len(self._free_slots))
         # A fair share for every micro-batch keeps all pipeline stages busy.
@@ -133,15 +167,20 @@ class Scheduler:
             finish = sequence.finish_reason(self._config)
             outputs.append(self._output(sequence, (token,), () if logprob is None else (logprob,), finish))
             if finish is not None:
-                del self._by_key[sequence.request.key]
+                self._end(sequence)
                 self._retire(sequence)
         for sequence in step.sequences:
-            if sequence.cancelled and not sequence.in_flight and sequence.slot >= 0:
-                self._retire(sequence)
+            if sequence.cancelled or sequence.parked:
+                self._leave(sequence)
         return outputs
 
-    def _decode_rows(self, decodes: list[Sequence], most: int) -> _Batch:
-        batch: _Batch = []
+    @property
+    def _shared(self) -> bool:
+        """Whether sequences of more than one tenant run."""
+        return bool(self._running) and self._running[0].tenant.running < len(self._running)
+
+    def _decode_rows(self, decodes: list[Sequence], most: int) -> Batch:
+        batch: Batch = []
         for sequence in decodes:
             if len(batch) >= most:
                 break
@@ -150,40 +189,84 @@ class Scheduler:
             if not self._grow(sequence):
                 break
             batch.append((sequence, 1))
+        for sequence, _ in batch:
+            self._charge(sequence, 1)
         return batch
 
-    def _prompt_rows(self, prompts: list[Sequence], batch: _Batch, share: int, budget: int) -> None:
+    def _prompt_rows(self, prompts: list[Sequence], batch: Batch, share: int, budget: int) -> None:
         """Adds chunks of prompts to `batch`, `budget` tokens together, up to `share` rows in all."""
-        for sequence in prompts:
-            if budget <= 0 or len(batch) >= share:
+        reading = deque(sequence for sequence in prompts if sequence.slot >= 0)
+        admitting = True
+        while budget > 0 and len(batch) < share:
+            waiting = self._first_waiting() if admitting and self._free_slots else None
+            if reading and (waiting is None or reading[0].tenant.counter <= waiting.tenant.counter):
+                sequence = reading.popleft()
+            elif waiting is None:
                 return
-            if sequence.slot < 0:
+            elif self._admit(waiting):
+                sequence = waiting
+            else:
+                admitting = False
                 continue
-            budget -= self._chunk(sequence, batch, budget)
-        while budget > 0 and len(batch) < share and self._waiting and self._free_slots:
-            sequence = self._waiting.first()
-            if not self._admit(sequence):
-                return
-            self._waiting.pop()
-            budget -= self._chunk(sequence, batch, budget)
+            count = min(len(sequence.tokens) - sequence.planned, budget)
+            batch.append((sequence, count))
+            self._charge(sequence, count)
+            budget -= count
 
-    def _chunk(self, sequence: Sequence, batch: _Batch, budget: int) -> int:
-        count = min(len(sequence.tokens) - sequence.planned, budget)
-        batch.append((sequence, count))
-        return count
+    def _first_waiting(self) -> Sequence | None:
+        """The next that can still have its first token in time; those before it that cannot are dropped."""
+        while (sequence := self._waiting.first()) is not None:
+            deadline = sequence.request.deadline
+            if deadline is None or monotonic() + self._pacer.reading_s(len(sequence.tokens)) <= deadline:
+                break
+            self._end(sequence)
+            self._leave(sequence)
+            self._expired.append(self._output(sequence, (), (), FinishReason.EXPIRED))
+        return sequence
+
+    def _charge(self, sequence: Sequence, count: int) -> None:
+        """Puts the next `count` positions on its tenant's account, save those it has paid before it lost its place."""
+        end = sequence.planned + count
+        cost = DRAWN if end == len(sequence.tokens) else 0.0
+        if end > sequence.charged:
+            cost += end - max(sequence.planned, sequence.charged)
+            sequence.charged = end
+        sequence.tenant.counter += cost / sequence.tenant.weight
+        self._since_reclaim += cost
+
+    def _reclaim(self) -> None:
+        """Takes a place for the tenant whose turn it is, which has fewer than its share of them, from the one that is
+        furthest ahead. Not often: what is computed again costs a quarter of what was served at most."""
+        waiting = self._first_waiting()
+        if waiting is None or waiting.tenant.running == len(self._running):
+            return
+        if self._free_slots and self._blocks.free >= self._blocks.blocks_for(len(waiting.tokens)):
+            return
+        own = waiting.tenant
+        victim = max((s for s in self._running if not s.in_flight and s.tenant is not own), key=_order, default=None)
+        if victim is None or self._since_reclaim < _PER_RECLAIMED * len(victim.tokens):
+            return
+        ahead = victim.tenant
+        if ahead.counter > own.counter and (own.running + 1) * ahead.weight <= (ahead.running - 1) * own.weight:
+            self._since_reclaim = 0.0
+            self._preempt(victim)
 
     def _admit(self, sequence: Sequence) -> bool:
-        found = [] if sequence.uses_penalties else self._blocks.find_prefix(sequence.tokens)
+        root = sequence.tenant.root
+        found = [] if sequence.uses_penalties else self._blocks.find_prefix(root, sequence.tokens)
         fresh = self._blocks.take(self._blocks.blocks_for(len(sequence.tokens)) - len(found))
         if fresh is None:
             self._blocks.release(found)
             return False
+        self._waiting.pop()
+        self._uncount(sequence)
         slot = sequence.slot = self._free_slots.pop()
         sequence.blocks = found + fresh
         sequence.planned = len(found) * self._blocks.block_size
         sequence.cached = max(sequence.cached, min(sequence.planned, sequence.request.prompt_len))
         sequence.remembered = len(found)
-        sequence.chain = self._blocks.identity(found[-1]) if found else 0
+        sequence.chain = self._blocks.identity(found[-1]) if found else root
+        sequence.tenant.running += 1
         insort(self._running, sequence, key=lambda s: s.rank)
         self._admissions.append(admission(slot, sequence.request.prompt_len, sequence.request.sampling))
         self._updates.extend((slot, index, block) for index, block in enumerate(sequence.blocks))
@@ -198,7 +281,7 @@ class Scheduler:
         if missing <= 0:
             return True
         while (fresh := self._blocks.take(missing)) is None:
-            victim = next(s for s in reversed(self._running) if not s.in_flight)
+            victim = max((s for s in self._running if not s.in_flight), key=_order)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -212,8 +295,33 @@ class Scheduler:
         self._retire(sequence)
         self._waiting.push(sequence)
 
+    def _end(self, sequence: Sequence) -> None:
+        """It is known no more."""
+        del self._by_key[sequence.request.key]
+        sequence.tenant.sequences -= 1
+        self._parked -= sequence.parked
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Takes it out of the queue or of the batch; out of a step in flight, `commit` does."""
+        if sequence.waiting:
+            self._waiting.remove(sequence)
+            self._uncount(sequence)
+        elif sequence.slot >= 0 and not sequence.in_flight:
+            self._retire(sequence)
+            sequence.charged = 0  # if it comes back, that is its tenant's doing
+
+    def _uncount(self, sequence: Sequence) -> None:
+        if sequence.counted:
+            sequence.counted = False
+            self.bounds.give_back(sequence.request.tenant, 1, self._need(sequence.request))
+
+    def _need(self, request: Request) -> int:
+        """The most tokens that it may have in the KV cache."""
+        return min(request.prompt_len + request.sampling.max_tokens, self._config.max_model_len)
+
     def _retire(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
+        sequence.tenant.running -= 1
         self._blocks.release(sequence.blocks)
         self._free_slots.append(sequence.slot)
         sequence.blocks = []
@@ -227,35 +335,12 @@ class Scheduler:
             sequence.chain = self._blocks.remember(sequence.chain, block, sequence.tokens[start : start + size])
             sequence.remembered += 1
 
-    def _step(self, batch: _Batch, decoding: int, decoded: int) -> Step:
+    def _step(self, batch: Batch, decoding: int, decoded: int) -> Step:
         self._steps += 1
         self._in_flight += 1
-        rows: list[int] = []
-        tokens: list[int] = []
-        ends, sampled = [], []
-        for sequence, count in batch:
-            start = sequence.planned
-            end = sequence.planned = start + count
-            sequence.in_flight += 1
-            if end == len(sequence.tokens):
-                sampled.append(sequence)
-                rows += (sequence.slot, start, count, 1)
-            else:
-                rows += (sequence.slot, start, count, 0)
-            tokens += sequence.tokens[start:end]
-            ends.append(end)
-        plan = StepPlan(
-            kind=Kind.RUN,
-            step=self._steps,
-            admissions=np.array(self._admissions, dtype=ADMISSION),
-            rows=np.array(rows, dtype=np.int32).reshape(-1, 4),
-            block_updates=np.array(self._updates, dtype=np.int32).reshape(-1, 3),
-            tokens=np.array(tokens, dtype=np.int32),
-        )
-        prompt_tokens = len(tokens) - decoded
-        self._pacer.started(prompt_tokens)
-        sequences = tuple(sequence for sequence, _ in batch)
-        return Step(plan, sequences, tuple(ends), tuple(sampled), decoding, prompt_tokens)
+        step = make_step(self._steps, batch, self._admissions, self._updates, decoding, decoded)
+        self._pacer.started(step.prompt_tokens)
+        return step
 
     def _output(
         self,
@@ -273,3 +358,8 @@ class Scheduler:
             prompt_tokens=sequence.request.prompt_len,
             cached_tokens=sequence.cached,
         )
+
+
+def _order(sequence: Sequence) -> tuple[float, Rank]:
+    """Served in ascending order."""
+    return sequence.tenant.counter, sequence.rank

@@ -5,6 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from workers.request import EngineConfig, FinishReason, Request
+from workers.tenant import Tenant
+
+Rank = tuple[float, int]
+
+_AGE_S = 10.0  # what a point of priority is worth
+
+
+def rank_of(priority: int, arrival: float, order: int) -> Rank:
+    """The place of a request among its tenant's, served in ascending order: that of one without priority which came
+    ten seconds earlier for each point. So nothing waits for ever behind later ones, however important these are.
+
+    `arrival` is in seconds, `order` counts arrivals.
+    """
+    return arrival - _AGE_S * priority, order
 
 
 @dataclass(eq=False, slots=True)
@@ -13,11 +27,14 @@ class Sequence:
 
     The KV of the first `planned` tokens is in `blocks`, or will be once the steps in flight have ended; the first
     `remembered` blocks are in the prefix cache, the last of them under the identity `chain`. `slot` is negative while
-    it does not run.
+    it does not run. The first `charged` positions are on its tenant's account.
+
+    `waiting` for a place in the batch, `queued` while the queue has an entry of it, `parked` while its reader rests.
     """
 
     request: Request
-    order: int
+    tenant: Tenant
+    rank: Rank
     tokens: list[int]
     slot: int = -1
     blocks: list[int] = field(default_factory=list)
@@ -25,13 +42,13 @@ class Sequence:
     remembered: int = 0
     chain: int = 0
     cached: int = 0
+    charged: int = 0
     in_flight: int = 0
+    waiting: bool = False
+    queued: bool = False
+    counted: bool = True  # among those that wait for the first time, which are bounded
+    parked: bool = False
     cancelled: bool = False
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Served in ascending order."""
-        return (-self.request.priority, self.order)
 
     @property
     def uses_penalties(self) -> bool:

@@ -4,9 +4,11 @@ import random
 
 from workers.kv_cache import BlockManager
 
+_ROOT = -1  # of the tenant whose blocks these are
+
 
 def remember_all(blocks: BlockManager, owned: list[int], tokens: list[int]) -> None:
-    identity = 0
+    identity = _ROOT
     for index in range(len(tokens) // blocks.block_size):
         start = index * blocks.block_size
         identity = blocks.remember(identity, owned[index], tokens[start : start + blocks.block_size])
@@ -18,10 +20,10 @@ def test_a_prefix_is_found_again_up_to_the_last_full_block_but_one_token() -> No
     owned = blocks.take(3)
     assert owned is not None
     remember_all(blocks, owned, tokens)
-    assert blocks.find_prefix(tokens) == owned[:2]  # the third would leave nothing to compute
-    assert blocks.find_prefix([*tokens, 99]) == owned
-    assert blocks.find_prefix([0, 1, 2, 3, 9, 9, 9, 9, 9]) == owned[:1]
-    assert blocks.find_prefix([9, *tokens]) == []
+    assert blocks.find_prefix(_ROOT, tokens) == owned[:2]  # the third would leave nothing to compute
+    assert blocks.find_prefix(_ROOT, [*tokens, 99]) == owned
+    assert blocks.find_prefix(_ROOT, [0, 1, 2, 3, 9, 9, 9, 9, 9]) == owned[:1]
+    assert blocks.find_prefix(_ROOT, [9, *tokens]) == []
 
 
 def test_equal_blocks_after_different_beginnings_are_not_confused() -> None:
@@ -29,7 +31,7 @@ def test_equal_blocks_after_different_beginnings_are_not_confused() -> None:
     first = blocks.take(2)
     assert first is not None
     remember_all(blocks, first, [1, 1, 5, 5])
-    assert blocks.find_prefix([2, 2, 5, 5, 0]) == []
+    assert blocks.find_prefix(_ROOT, [2, 2, 5, 5, 0]) == []
 
 
 def test_the_least_recently_released_block_is_evicted_first() -> None:
@@ -37,11 +39,11 @@ def test_the_least_recently_released_block_is_evicted_first() -> None:
     for token in (7, 8, 9):
         owned = blocks.take(1)
         assert owned is not None
-        blocks.remember(0, owned[0], [token])
+        blocks.remember(_ROOT, owned[0], [token])
         blocks.release(owned)
     blocks.take(1)
-    assert blocks.find_prefix([7, 0]) == []
-    assert len(blocks.find_prefix([8, 0])) == 1
+    assert blocks.find_prefix(_ROOT, [7, 0]) == []
+    assert len(blocks.find_prefix(_ROOT, [8, 0])) == 1
 
 
 def test_taking_more_than_there_is_takes_nothing() -> None:
@@ -59,7 +61,7 @@ def test_the_books_balance_through_random_use() -> None:
             blocks.release(alive.pop(rng.randrange(len(alive))))
         else:
             tokens = [rng.randrange(3) for _ in range(rng.randrange(1, 12))]
-            found = blocks.find_prefix(tokens)
+            found = blocks.find_prefix(_ROOT, tokens)
             fresh = blocks.take(blocks.blocks_for(len(tokens)) - len(found))
             if fresh is None:
                 blocks.release(found)
@@ -70,3 +72,19 @@ def test_the_books_balance_through_random_use() -> None:
     for owned in alive:
         blocks.release(owned)
     assert blocks.free == 20
+
+
+def test_what_one_tenant_has_computed_no_other_finds() -> None:
+    blocks = BlockManager(8, block_size=2)
+    own, other = [1, 1, 5, 5], blocks.take(2)
+    assert other is not None
+    remember_all(blocks, other, own)
+    assert blocks.find_prefix(-2, [*own, 0]) == []
+    twin = blocks.take(2)
+    assert twin is not None
+    identity = -2
+    for index in range(2):
+        identity = blocks.remember(identity, twin[index], own[2 * index : 2 * index + 2])
+    assert blocks.find_prefix(-2, [*own, 0]) == twin
+    assert blocks.find_prefix(_ROOT, [*own, 0]) == other
+    blocks.check()

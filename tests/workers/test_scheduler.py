@@ -3,117 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import deque
-from dataclasses import dataclass, field
+from time import monotonic
 
 import pytest
 
-from workers.kv_cache import BlockManager
-from workers.pacing import Pacer
-from workers.request import EngineConfig, FinishReason, Output, Request, SamplingParams
-from workers.scheduler import Scheduler, Step
-from workers.step_plan import StepPlan
-
-BLOCK, VOCAB = 4, 11
-
-
-def next_token(context: list[int]) -> int:
-    """Depends on every token and on the order."""
-    value = 7
-    for token in context:
-        value = (value * 31 + token + 1) % 1_000_003
-    return value % VOCAB
-
-
-def alone(prompt: list[int], count: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(next_token(tokens))
-    return tokens[len(prompt) :]
-
-
-class TokenMemory:
-    """Keeps tokens where a model would keep keys and values; knows nothing but the plans it is sent."""
-
-    def __init__(self, num_blocks: int, max_running: int) -> None:
-        self.cells = [[-1] * BLOCK for _ in range(num_blocks)]
-        self.tables: list[dict[int, int]] = [{} for _ in range(max_running)]
-
-    def run(self, sent: StepPlan) -> list[int]:
-        plan = StepPlan.unpack(sent.pack())
-        for slot, index, block in plan.block_updates.tolist():
-            self.tables[slot][index] = block
-        tokens = deque(plan.tokens.tolist())
-        sampled = []
-        for slot, start, count, samples in plan.rows.tolist():
-            table = self.tables[slot]
-            for position in range(start, start + count):
-                self.cells[table[position // BLOCK]][position % BLOCK] = tokens.popleft()
-            if samples:
-                context = [self.cells[table[p // BLOCK]][p % BLOCK] for p in range(start + count)]
-                sampled.append(next_token(context))
-        assert not tokens
-        return sampled
-
-
-@dataclass
-class Replica:
-    """A scheduler, its blocks, and `micro_batches` steps in flight."""
-
-    micro_batches: int
-    num_blocks: int = 40
-    config: EngineConfig = field(default_factory=lambda: EngineConfig(max_running=6, max_batch_tokens=13))
-    outputs: dict[int, list[Output]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.blocks = BlockManager(self.num_blocks, BLOCK)
-        self.pacer = Pacer(self.config.max_stretch, self.micro_batches)
-        self.scheduler = Scheduler(self.config, self.blocks, self.pacer, self.micro_batches)
-        self.memory = TokenMemory(self.num_blocks, self.config.max_running)
-        self.in_flight: deque[tuple[Step, list[int], float]] = deque()
-        self.now = 0.0
-
-    def add(self, key: int, prompt: list[int], count: int, priority: int = 0) -> None:
-        sampling = SamplingParams(max_tokens=count, ignore_eos=True)
-        self.scheduler.add(Request(key, prompt, len(prompt), sampling, priority))
-
-    def cancel(self, key: int) -> None:
-        self._keep([output for output in (self.scheduler.cancel(key),) if output is not None])
-
-    def launch(self) -> Step | None:
-        step = self.scheduler.schedule()
-        if step is not None:
-            self.in_flight.append((step, self.memory.run(step.plan), self.now))
-        return step
-
-    def finish(self) -> None:
-        step, tokens, started = self.in_flight.popleft()
-        self.now += 0.01 + 0.001 * len(step.plan.tokens)
-        self.pacer.finished(step.decoding, step.prompt_tokens, started, self.now)
-        self._keep(self.scheduler.commit(step, tokens, [None] * len(tokens)))
-        self.blocks.check()
-
-    def advance(self) -> None:
-        while len(self.in_flight) < self.micro_batches and self.launch():
-            pass
-        if self.in_flight:
-            self.finish()
-
-    def run_dry(self) -> None:
-        while self.scheduler.running or self.scheduler.waiting or self.in_flight:
-            before = self.scheduler.steps, len(self.in_flight)
-            self.advance()
-            assert (self.scheduler.steps, len(self.in_flight)) != before, "nothing moves"
-
-    def tokens_of(self, key: int) -> list[int]:
-        return [token for output in self.outputs[key] for token in output.token_ids]
-
-    def _keep(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            own = self.outputs.setdefault(output.key, [])
-            assert output.first_index == sum(len(earlier.token_ids) for earlier in own)
-            assert not own or own[-1].finish_reason is None
-            own.append(output)
+from tests.workers.token_replica import VOCAB, Replica, alone
+from workers.request import EngineConfig, FinishReason
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
@@ -131,13 +26,23 @@ def test_every_sequence_gets_its_own_tokens_whatever_happens_around_it(
         own = [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 25))]
         prompt = (rng.choice(beginnings) if rng.random() < 0.5 else []) + own
         asked[key] = prompt, rng.randrange(1, 28)
-        replica.add(key, *asked[key], priority=rng.randrange(2))
+        replica.add(
+            key, *asked[key], priority=rng.randrange(2), tenant=rng.choice("abc"), weight=rng.choice([1.0, 3.0])
+        )
         if rng.random() < 0.2:
             cancelled.add(unlucky := rng.randrange(key + 1))
             replica.cancel(unlucky)
+        if rng.random() < 0.3:
+            replica.scheduler.park(rng.randrange(key + 1))
+        replica.scheduler.unpark(rng.randrange(key + 1))
         for _ in range(rng.randrange(6)):
             replica.advance()
     replica.run_dry()
+    assert replica.scheduler.parked > 0
+    for key in asked:
+        replica.scheduler.unpark(key)
+    replica.run_dry()
+    assert replica.scheduler.parked == 0
     for key, (prompt, count) in asked.items():
         tokens, finish = replica.tokens_of(key), replica.outputs[key][-1].finish_reason
         assert finish is FinishReason.LENGTH or key in cancelled
@@ -201,3 +106,36 @@ def test_many_waiting_sequences_do_not_take_a_stage_its_share() -> None:
     first = replica.launch()
     assert first is not None
     assert len(first.sequences) == 2
+
+
+def test_a_parked_sequence_gives_back_all_it_has_and_goes_on_with_the_token_after_its_last() -> None:
+    replica = Replica(1)
+    replica.add(0, [1, 2, 3], 30)
+    for _ in range(8):
+        replica.advance()
+    before = len(replica.tokens_of(0))
+    replica.scheduler.park(0)
+    assert replica.blocks.free == replica.num_blocks
+    assert (replica.scheduler.running, replica.scheduler.waiting, replica.scheduler.parked) == (0, 0, 1)
+    replica.add(1, [4, 5], 10)
+    replica.run_dry()
+    assert replica.tokens_of(1) == alone([4, 5], 10)
+    assert len(replica.tokens_of(0)) == before
+    replica.scheduler.unpark(0)
+    replica.run_dry()
+    assert replica.tokens_of(0) == alone([1, 2, 3], 30)
+
+
+def test_a_request_whose_deadline_cannot_be_met_is_dropped_without_being_read() -> None:
+    replica = Replica(1)
+    replica.add(0, [1, 2], 10, deadline=monotonic() - 1)
+    replica.add(1, [3, 4] * 6, 10, deadline=monotonic() + 60)
+    step = replica.launch()
+    assert step is not None
+    assert [sequence.request.key for sequence in step.sequences] == [1]
+    assert replica.outputs[0][-1].finish_reason is FinishReason.EXPIRED
+    replica.finish()
+    replica.add(2, [5] * 30, 10, deadline=monotonic() + 0.01)  # reading takes 0.001 s a token here
+    replica.run_dry()
+    assert replica.outputs[2][-1].finish_reason is FinishReason.EXPIRED
+    assert replica.tokens_of(1) == alone([3, 4] * 6, 10)

@@ -1,0 +1,64 @@
+"""A step of the replica: what is sent to every rank, and which sequences its rows belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+
+from workers.sequence import Sequence
+from workers.step_plan import ADMISSION, Kind, StepPlan
+
+Batch = list[tuple[Sequence, int]]  # how many tokens of which sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A planned step and the sequences of its rows, with the tokens of each that are computed after it.
+
+    `sampled` are those that get a token; `prompt_tokens` were read beside one token each of sequences that decode, of
+    which the replica has `decoding` in all steps in flight together.
+    """
+
+    plan: StepPlan
+    sequences: tuple[Sequence, ...]
+    ends: tuple[int, ...]
+    sampled: tuple[Sequence, ...]
+    decoding: int
+    prompt_tokens: int
+
+
+def make_step(
+    number: int,
+    batch: Batch,
+    admissions: Seq[tuple[float, ...]],
+    updates: Seq[tuple[int, int, int]],
+    decoding: int,
+    decoded: int,
+) -> Step:
+    """Plans the next tokens of the sequences in `batch`, which count as in flight from now on; `decoded` of them decode."""
+    rows: list[int] = []
+    tokens: list[int] = []
+    ends, sampled = [], []
+    for sequence, count in batch:
+        start = sequence.planned
+        end = sequence.planned = start + count
+        sequence.in_flight += 1
+        if end == len(sequence.tokens):
+            sampled.append(sequence)
+            rows += (sequence.slot, start, count, 1)
+        else:
+            rows += (sequence.slot, start, count, 0)
+        tokens += sequence.tokens[start:end]
+        ends.append(end)
+    plan = StepPlan(
+        kind=Kind.RUN,
+        step=number,
+        admissions=np.array(admissions, dtype=ADMISSION),
+        rows=np.array(rows, dtype=np.int32).reshape(-1, 4),
+        block_updates=np.array(updates, dtype=np.int32).reshape(-1, 3),
+        tokens=np.array(tokens, dtype=np.int32),
+    )
+    sequences = tuple(sequence for sequence, _ in batch)
+    return Step(plan, sequences, tuple(ends), tuple(sampled), decoding, len(tokens) - decoded)
