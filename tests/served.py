@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from partitioning.plan_json import plan_to_json
 from phalanx.v1 import registry_pb2
 from tests.replicas import HOST, rank_threads
 from workers.engine import Engine
-from workers.request import EngineConfig
+from workers.request import EngineConfig, Output
 from workers.server import ReplicaServer
 
 
@@ -52,9 +53,10 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    plan: Plan, config: EngineConfig, replicas: int = 1, gateways: int = 1, **options: object
+    plan: Plan, config: EngineConfig, replicas: int = 1, gateways: int = 1, step_s: float = 0.0, **options: object
 ) -> AsyncIterator[Served]:
-    """Serves `plan` with so many replicas and gateways; `options` are those of GatewayConfig."""
+    """Serves `plan` with so many replicas and gateways; `options` are those of GatewayConfig. Steps take at least
+    `step_s` seconds, so that streams last long enough for what is to happen to them."""
     async with AsyncExitStack() as stack:
         registry = Registry("test")
         port = await registry.start(HOST)
@@ -66,7 +68,7 @@ async def served(
             result.gateways.append(gateway)
             stack.push_async_callback(gateway.stop)
         for number in range(replicas):
-            await stack.enter_async_context(_replica(result, number, plan, config))
+            await stack.enter_async_context(_replica(result, number, plan, config, step_s))
         registry.set_model(plan_to_json(plan), json.dumps(dataclasses.asdict(config)))
         registry.set_replicas(result.replicas.values())
         async with asyncio.timeout(30):
@@ -78,12 +80,17 @@ async def served(
 
 
 @asynccontextmanager
-async def _replica(result: Served, number: int, plan: Plan, config: EngineConfig) -> AsyncIterator[None]:
+async def _replica(result: Served, number: int, plan: Plan, config: EngineConfig, step_s: float) -> AsyncIterator[None]:
     ranks = rank_threads(plan, config)
     engine = await asyncio.to_thread(ranks.__enter__)
     server = ReplicaServer(engine)
     port = await server.start(HOST)
-    run = asyncio.create_task(asyncio.to_thread(engine.run, server.on_outputs))
+
+    def hand_over(outputs: list[Output]) -> None:
+        server.on_outputs(outputs)
+        time.sleep(step_s)
+
+    run = asyncio.create_task(asyncio.to_thread(engine.run, hand_over))
     result.engines[number], result.servers[number] = engine, server
     result.replicas[number] = registry_pb2.Replica(
         id=number, epoch=1, address=f"{HOST}:{port}", state=registry_pb2.REPLICA_STATE_READY

@@ -279,7 +279,7 @@ async def test_a_stream_goes_on_when_its_replica_is_lost(model: Path, temperatur
 
 async def test_without_a_replica_a_stream_ends_with_the_reason(model: Path) -> None:
     plan = plan_for(model)
-    async with served(plan, config_for(plan), recovery_s=0.5) as cluster, AsyncClient(cluster.address) as client:
+    async with served(plan, config_for(plan), recovery_s=0.5) as cluster, _hasty(cluster) as client:
         stream = client.stream(_PROMPT, max_tokens=480, ignore_eos=True)
         await anext(stream)  # type: ignore[arg-type]
         await cluster.lose(0)
@@ -307,7 +307,7 @@ async def test_a_gateway_that_stops_says_so_to_those_it_leaves(model: Path) -> N
     plan = plan_for(model)
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(served(plan, config_for(plan)))
-        async with AsyncClient(cluster.address) as client:
+        async with _hasty(cluster) as client:
             stream = client.stream(_PROMPT, max_tokens=480, ignore_eos=True)
             await anext(stream)  # type: ignore[arg-type]
             rest = asyncio.ensure_future(_rest(stream))
@@ -361,6 +361,11 @@ async def test_idle_connections_outlive_their_pings(cluster: Served, client: Asy
         await asyncio.sleep(0.05)
         assert link.connected
     assert len((await client.generate("x", max_tokens=2, ignore_eos=True)).token_ids) == 2
+
+
+def _hasty(cluster: Served) -> AsyncClient:
+    """A client that hears of a stream's end instead of going on with it."""
+    return AsyncClient(cluster.address, reconnect_s=0)
 
 
 async def _rest(stream: AsyncIterator[Chunk]) -> list[int]:
