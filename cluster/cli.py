@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cluster.commands import ask, chat, demo, gateway, generate, models, plan, roll, scale, serve, status
+from cluster.commands import ask, chat, demo, gateway, generate, models, plan, roll, scale, serve, status, token
 
 _OURS = ("cluster", "partitioning", "workers", "phalanx")
 
@@ -30,6 +30,7 @@ app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("plan")(plan.plan)
 app.add_typer(models.app, name="models")
+app.add_typer(token.app, name="token")
 app.command("demo", hidden=True)(demo.demo)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from cluster.security.tls import ServerTls
 from partitioning.checkpoint.files import read_bytes
 from partitioning.model_spec import CacheType, DType, WeightType
 
@@ -114,6 +115,13 @@ class DeploymentSpec(BaseModel):
     listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="Where the gateway listens, as host:port.")] = (
         "127.0.0.1:50051"
     )
+    tls: Annotated[ServerTls | None, Field(description="certificate and key (PEM files), and client_ca for mTLS.")] = (
+        None
+    )
+    tokens: Annotated[Path | None, Field(description="A tokens file: who may use the gateway.")] = None
+    insecure: Annotated[
+        bool, Field(description="Listen beyond this machine without TLS or tokens: the network keeps others out.")
+    ] = False
     max_sequences: Annotated[Positive, Field(description="Sequences a gateway takes on at once.")] = 1024
     recovery_s: Annotated[
         float, Field(gt=0, description="How long a stream whose replica is lost waits for another.")

@@ -6,12 +6,24 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.connect import DEFAULT_ADDRESS, AddressOption, connect
+from cluster.commands.connect import (
+    DEFAULT_ADDRESS,
+    AddressOption,
+    CaOption,
+    CertificateOption,
+    KeyOption,
+    TokenFileOption,
+    connect,
+)
 from phalanx import Client, PhalanxError
 
 
 def chat(
     address: AddressOption = DEFAULT_ADDRESS,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
     system: Annotated[str | None, typer.Option(help="A system message that the conversation begins with.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more random.")] = 0.0,
@@ -19,7 +31,7 @@ def chat(
     """Talk to the served model. Ctrl-C ends an answer, Ctrl-D the conversation, /new begins another."""
     beginning = [] if system is None else [{"role": "system", "content": system}]
     messages = list(beginning)
-    with connect(address) as client:
+    with connect(address, None, token_file, ca, certificate, key) as client:
         typer.echo(f"{client.model().name} at {address}. Ctrl-D leaves, /new begins anew.")
         while (line := _read_line()) is not None:
             if line == "/new":

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from cluster.gateway.server import GatewayConfig
+from cluster.commands.protection import (
+    CertificateOption,
+    ClientCaOption,
+    InsecureOption,
+    KeyOption,
+    TokensOption,
+    server_tls,
+)
+from cluster.gateway.config import GatewayConfig
 
 
 def gateway(
@@ -26,12 +33,24 @@ def gateway(
     probe_listen: Annotated[
         str | None, typer.Option(help="HOST:PORT for the health service alone, in the clear, for Kubernetes' probes.")
     ] = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    client_ca: ClientCaOption = None,
+    tokens: TokensOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Run a further gateway, on this machine or another, until Ctrl-C or SIGTERM."""
-    # Takes seconds to import.
-    from cluster.gateway.server import GatewayConfig
-
-    config = GatewayConfig(listen, registry, max_sequences, recovery_s, tokenizer, probe_listen)
+    config = GatewayConfig(
+        listen,
+        registry,
+        max_sequences,
+        recovery_s,
+        tokenizer,
+        probe_listen,
+        server_tls(certificate, key, client_ca),
+        tokens,
+        insecure,
+    )
     asyncio.run(_gateway(config, drain_s))
 
 

@@ -32,6 +32,9 @@ def serve(
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of a replica's KV cache.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the deployment, unique in the cluster.")] = None,
     listen: Annotated[str | None, typer.Option(help="Where the gateway listens, as HOST:PORT.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond this machine without TLS or tokens.")
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when it is ready; it runs until phalanx stop. Starts no gateway.")
     ] = False,
@@ -58,6 +61,7 @@ def serve(
         "kv_cache_tokens": kv_cache_tokens,
         "name": name,
         "listen": listen,
+        "insecure": insecure,
     }
     fields: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if target.endswith(_YAML):

@@ -10,7 +10,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.commands.connect import DEFAULT_ADDRESS, AddressOption, connect
+from cluster.commands.connect import (
+    DEFAULT_ADDRESS,
+    AddressOption,
+    CaOption,
+    CertificateOption,
+    KeyOption,
+    TokenFileOption,
+    connect,
+)
 from partitioning.plan_json import plan_from_json
 from partitioning.plan_table import TABLE_WIDTH, plan_table
 from phalanx.v1 import admin_pb2, registry_pb2
@@ -18,10 +26,14 @@ from phalanx.v1 import admin_pb2, registry_pb2
 
 def status(
     address: AddressOption = DEFAULT_ADDRESS,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the state as JSON.")] = False,
 ) -> None:
     """Show the plan, the replicas and their load, as a gateway knows them."""
-    with connect(address, timeout=10) as client:
+    with connect(address, 10, token_file, ca, certificate, key) as client:
         cluster = client.cluster()
     if json:
         typer.echo(MessageToJson(cluster, preserving_proto_field_name=True))

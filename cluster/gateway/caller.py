@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from cluster.gateway.allowance import Allowance, Quota
 
 
 @dataclass(frozen=True)
 class Caller:
-    """`tenant` is empty where callers are not told apart; `weight` is its share of the cluster relative to others."""
+    """`tenant` is empty where callers are not told apart; `weight` is its share of the cluster relative to others,
+    `allowance` what the token that it has shown may use."""
 
     tenant: str = ""
     weight: float = 1.0
+    allowance: Allowance = field(default_factory=lambda: Allowance(Quota()), compare=False)
 
 
 ANYBODY = Caller()

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from cluster.gateway.admission import Admission, Draining, Full
+from cluster.gateway.allowance import OverLimit
 from cluster.gateway.generation import NoReplica, QueuesFull, Refused
 from cluster.gateway.requests import InvalidRequest
 from cluster.text import ChatTemplateMissing, TokenizerError, TokenizerMissing
@@ -32,6 +33,9 @@ async def statuses(context: Context, admission: Admission) -> AsyncIterator[None
         detail = str(error) or "every replica's queue is full: try again after the time in retry-after-ms"
         hint = (("retry-after-ms", str(admission.retry_after_ms)),)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, detail, hint)
+    except OverLimit as error:
+        hint = (("retry-after-ms", str(error.retry_after_ms)),)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), hint)
     except (Draining, NoReplica) as error:
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 

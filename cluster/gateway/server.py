@@ -7,7 +7,6 @@ import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -15,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.gateway.admin import AdminService
 from cluster.gateway.admission import Admission
+from cluster.gateway.config import GatewayConfig
 from cluster.gateway.errors import MalformedMessages
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.link import Patience
@@ -22,6 +22,7 @@ from cluster.gateway.model import ServedModel, tokenizer_of
 from cluster.gateway.probes import ProbeServer
 from cluster.gateway.service import InferenceService
 from cluster.gateway.watch import RegistryWatch
+from cluster.security.public_port import PublicPort
 from partitioning.plan_json import plan_from_json
 from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
 
@@ -34,34 +35,22 @@ _LIVENESS = "liveness"  # served as long as the process is: a restart does not b
 _GRACE_S = 5.0  # for answers that are on their way when the server stops
 
 
-@dataclass(frozen=True)
-class GatewayConfig:
-    """`listen` is host:port (port 0 for any), `registry` the coordinator's host:port, or several of them with commas.
-
-    `max_sequences` are generated at once, more are told to come again. A stream whose replica is lost waits up to
-    `recovery_s` seconds for another. `tokenizer` is a checkpoint to take the tokenizer from, when the model's own path
-    is not visible on this machine. `probe_listen` is a second host:port, for the health service alone.
-    """
-
-    listen: str
-    registry: str
-    max_sequences: int = 1024
-    recovery_s: float = 120.0
-    tokenizer: str | None = None
-    probe_listen: str | None = None
-
-
 class GatewayError(RuntimeError):
     """A gateway that cannot start. The message names the remedy."""
 
 
 class Gateway:
-    """`start` it, `stop` it; `on_news` is called with every message of the coordinator."""
+    """`start` it, `stop` it; `on_news` is called with every message of the coordinator.
+
+    Raises:
+        SecurityError: the certificates or tokens cannot be used, or the address needs them.
+    """
 
     def __init__(
         self, config: GatewayConfig, on_news: Callable[[registry_pb2.WatchResponse], None] = lambda news: None
     ) -> None:
         self._config = config
+        self._port = PublicPort(config.listen, config.tls, config.tokens, config.insecure)
         self._on_news = on_news
         self._admission = Admission(config.max_sequences)
         self._watch = RegistryWatch(config.registry.split(","), f"gateway-{uuid.uuid4().hex[:8]}", self._take)
@@ -73,7 +62,7 @@ class Gateway:
         self._ready = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
-            interceptors=[MalformedMessages()],
+            interceptors=[*self._port.interceptors, MalformedMessages()],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
@@ -95,7 +84,7 @@ class Gateway:
         await self._health.set(_LIVENESS, _SERVING)
         await self._set_health(False)
         try:
-            port = self._server.add_insecure_port(self._config.listen)
+            port = self._port.bind(self._server)
         except RuntimeError as error:
             raise GatewayError(
                 f"cannot listen on {self._config.listen}: the port is taken or the address is not this machine's; "

@@ -9,6 +9,7 @@ from dataclasses import replace
 from time import monotonic
 
 from cluster.gateway.admission import Admission
+from cluster.gateway.caller import CALLER
 from cluster.gateway.errors import Context, statuses
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.generation import Generation, NoReplica
@@ -101,10 +102,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if request.HasField("resume"):
             job = await asyncio.to_thread(taken_up, job, request.resume, model)
             arrival -= request.resume.elapsed_seconds
-        with self._admission.place(len(job.indexes)):
+        with (
+            CALLER.get().allowance.request(len(job.indexes), len(job.prompt)) as spend,
+            self._admission.place(len(job.indexes)),
+        ):
             generation = Generation(job, self._fleet, model.tokenizer, arrival, self._recovery_s)
             async with aclosing(generation.responses()) as responses:
                 async for response in responses:
+                    spend(len(response.token_ids))
                     yield response
 
     @property

@@ -13,10 +13,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from cluster.gateway.server import Gateway, GatewayConfig
+from cluster.gateway.config import GatewayConfig
+from cluster.gateway.server import Gateway
 from cluster.lifecycle.coordinator import Opened
 from cluster.lifecycle.ray_cluster import Say, ask, create_coordinator, join_or_start, mute_workers
 from cluster.models import resolve_model
+from cluster.security.public_port import PublicPort
 from cluster.spec import DeploymentSpec
 from cluster.text import TokenizerMissing, load_tokenizer
 from partitioning.checkpoint import open_checkpoint
@@ -38,6 +40,11 @@ def checked(spec: DeploymentSpec) -> DeploymentSpec:
     return spec.model_copy(update={"model": str(path)})
 
 
+def check_port(spec: DeploymentSpec) -> None:
+    """Raises SecurityError: the gateway's certificates or tokens cannot be used, or its address needs them."""
+    PublicPort(spec.listen, spec.tls, spec.tokens, spec.insecure)
+
+
 class Interrupted(Exception):
     """Stopped by a signal before it was ready."""
 
@@ -54,6 +61,7 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
         GatewayError: the gateway's address cannot be listened on.
         Interrupted: by a signal, while it started.
     """
+    check_port(spec)
     join_or_start(spec, say)
     try:
         stop = _stop_signal()
@@ -62,7 +70,16 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
             opened: Opened = await ask(coordinator.open.remote())
             say(f"planned; further gateways: phalanx gateway --registry {opened.registry}")
             gateway = Gateway(
-                GatewayConfig(spec.listen, opened.registry, spec.max_sequences, spec.recovery_s), _Progress(say)
+                GatewayConfig(
+                    spec.listen,
+                    opened.registry,
+                    spec.max_sequences,
+                    spec.recovery_s,
+                    tls=spec.tls,
+                    tokens=spec.tokens,
+                    insecure=spec.insecure,
+                ),
+                _Progress(say),
             )
             try:
                 port = await gateway.start()

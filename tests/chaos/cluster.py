@@ -56,7 +56,7 @@ class Cluster:
     def start_gateway(self, front: Machine) -> None:
         registry = f"{self.head.address}:{_REGISTRY_PORT}"
         listen = f"{front.address}:{_GATEWAY_PORT}"
-        arguments = ["gateway", "--registry", registry, "--listen", listen]
+        arguments = ["gateway", "--registry", registry, "--listen", listen, "--insecure"]
         self._spawn(front, [sys.executable, "-m", "cluster.cli", *arguments])
 
     def phalanx(self, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -196,7 +196,11 @@ def run(faults: int, seed: int, clients: int = 4) -> Report:
         stack.callback(cluster.stop)
         cluster.start(str(spec))
         _enter(client)
-        report = asyncio.run(Storm(cluster, faults, seed, clients).rage())
+
+        async def rage() -> Report:
+            return await Storm(cluster, faults, seed, clients).rage()
+
+        report = asyncio.run(rage())
         report.wrong += _left_behind(cluster)
         return report
 
