@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from cluster.gateway.admission import Admission, Draining, Full
-from cluster.gateway.generation import NoReplica, QueuesFull, Refused
+from cluster.gateway.generation import Late, NoReplica, QueuesFull, Refused
 from cluster.gateway.requests import InvalidRequest
 from cluster.text import ChatTemplateMissing, TokenizerMissing
 
@@ -28,8 +28,10 @@ async def statuses(context: Context, admission: Admission) -> AsyncIterator[None
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except (Full, QueuesFull) as error:
         detail = str(error) or "every replica's queue is full: try again after the time in retry-after-ms"
-        hint = (("retry-after-ms", str(admission.retry_after_ms)),)
+        hint = (("retry-after-ms", str(admission.retry_after_ms())),)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, detail, hint)
+    except Late as error:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
     except (Draining, NoReplica) as error:
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
