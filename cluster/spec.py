@@ -93,6 +93,9 @@ class DeploymentSpec(BaseModel):
 
     max_running: Annotated[Positive, Field(description="Sequences in a replica's running batch at most.")] = 64
     max_waiting: Annotated[Positive, Field(description="Sequences that may wait at a replica.")] = 1024
+    max_waiting_tokens: Annotated[
+        Positive, Field(description="Tokens that these may need: their prompts, and what may be generated.")
+    ] = 1 << 20
     prefix_caching: Annotated[bool, Field(description="Reuse KV blocks of equal beginnings.")] = True
     collective_timeout_s: Annotated[
         float, Field(gt=0, description="How long a step may stand still before the replica counts as hung.")

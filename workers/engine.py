@@ -83,7 +83,8 @@ class Engine:
             if not self._scheduler.reserve(request):
                 bounds = self._scheduler.bounds
                 raise EngineFull(
-                    f"{bounds.held_requests} requests of {bounds.held_tokens} tokens are waiting; try again later"
+                    f"{bounds.held_requests} requests are waiting already, of {bounds.held_tokens} tokens; "
+                    "try again later"
                 )
             self._inbox.append(request)
             self._wake.notify()

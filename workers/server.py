@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
+from time import monotonic
 
 import grpc
 
 from phalanx.v1 import inference_pb2, replica_pb2, replica_pb2_grpc
 from workers.engine import Engine, EngineFull, EngineStopped
+from workers.outbox import Outbox
 from workers.request import FinishReason, Output, Request, SamplingParams
 
-_BACKLOG = 4096  # step messages a gateway may leave unread before it is dropped
 _BEAT_S = 1.0  # a gateway hears at least this often that this process lives, and how far its steps are
 
 # Gateways ping every few seconds, to notice that this machine is gone.
@@ -28,6 +28,7 @@ _ENDS = {
     FinishReason.STOP: replica_pb2.SEQUENCE_END_STOP,
     FinishReason.LENGTH: replica_pb2.SEQUENCE_END_LENGTH,
     FinishReason.CANCELLED: replica_pb2.SEQUENCE_END_CANCELLED,
+    FinishReason.EXPIRED: replica_pb2.SEQUENCE_END_EXPIRED,
 }
 
 
@@ -35,7 +36,7 @@ class _Connection:
     """A gateway. `keys` are the engine's keys of its sequences, by the gateway's own."""
 
     def __init__(self) -> None:
-        self.outbox: asyncio.Queue[replica_pb2.AttachResponse | None] = asyncio.Queue()
+        self.outbox = Outbox()
         self.keys: dict[int, int] = {}
 
 
@@ -94,8 +95,8 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         self._connections.add(connection)
         try:
             yield self._message()
-            while (message := await connection.outbox.get()) is not None:
-                yield message
+            while (news := await connection.outbox.get()) is not None:
+                yield self._message(news)
         finally:
             reader.cancel()
             self._connections.discard(connection)
@@ -110,8 +111,7 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
 
     def _tell_all(self) -> None:
         for connection in self._connections:
-            if connection.outbox.empty():  # otherwise a message is on its way
-                connection.outbox.put_nowait(self._message())
+            connection.outbox.wake()
 
     def _message(self, news: Iterable[replica_pb2.SequenceNews] = ()) -> replica_pb2.AttachResponse:
         return replica_pb2.AttachResponse(news=news, load=self._load(), registry=self._registry)
@@ -119,30 +119,45 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
     async def _read(self, connection: _Connection, requests: AsyncIterator[replica_pb2.AttachRequest]) -> None:
         try:
             async for request in requests:
-                if request.HasField("submit"):
-                    self._submit(connection, request.submit)
-                elif (key := connection.keys.get(request.cancel.key)) is not None:
-                    self._engine.cancel(key)
+                self._obey(connection, request)
         finally:
-            connection.outbox.put_nowait(None)
+            connection.outbox.close()
+
+    def _obey(self, connection: _Connection, request: replica_pb2.AttachRequest) -> None:
+        command = request.WhichOneof("command")
+        if command == "submit":
+            self._submit(connection, request.submit)
+        elif command == "cancel" and (key := connection.keys.get(request.cancel.key)) is not None:
+            self._engine.cancel(key)
+        elif command == "pause" and (key := connection.keys.get(request.pause.key)) is not None:
+            self._engine.park(key)
+        elif command == "unpause" and (key := connection.keys.get(request.unpause.key)) is not None:
+            self._engine.unpark(key)
 
     def _submit(self, connection: _Connection, submit: replica_pb2.Submit) -> None:
         if submit.key in connection.keys:
             # Whose news are whose, nobody could tell any more.
-            self._hang_up(connection)
+            connection.outbox.close()
             return
         self._last_key += 1
         key = self._last_key
         try:
             self._engine.submit(
                 Request(
-                    key, tuple(submit.token_ids), submit.prompt_len, sampling_params(submit.sampling), submit.priority
+                    key,
+                    tuple(submit.token_ids),
+                    submit.prompt_len,
+                    sampling_params(submit.sampling),
+                    submit.priority,
+                    submit.tenant,
+                    submit.weight or 1.0,
+                    monotonic() + submit.timeout_ms / 1000 if submit.timeout_ms else None,
                 )
             )
         except EngineFull as error:
             self._reject(connection, submit.key, replica_pb2.SEQUENCE_END_QUEUE_FULL, error)
         except EngineStopped:
-            connection.outbox.put_nowait(None)  # the end of the stream sends its sequences elsewhere
+            connection.outbox.close()  # the end of the stream sends its sequences elsewhere
         except ValueError as error:
             self._reject(connection, submit.key, replica_pb2.SEQUENCE_END_REJECTED, error)
         else:
@@ -150,43 +165,24 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
             connection.keys[submit.key] = key
 
     def _reject(self, connection: _Connection, key: int, end: replica_pb2.SequenceEnd, error: Exception) -> None:
-        news = replica_pb2.SequenceNews(key=key, end=end, detail=str(error))
-        self._send(connection, [news])
-
-    def _send(self, connection: _Connection, news: Iterable[replica_pb2.SequenceNews]) -> None:
-        connection.outbox.put_nowait(self._message(news))
-        if connection.outbox.qsize() > _BACKLOG:
-            self._hang_up(connection)
-
-    def _hang_up(self, connection: _Connection) -> None:
-        while not connection.outbox.empty():
-            connection.outbox.get_nowait()
-        connection.outbox.put_nowait(None)
+        connection.outbox.put(replica_pb2.SequenceNews(key=key, end=end, detail=str(error)))
 
     def _deliver(self, outputs: list[Output]) -> None:
-        by_connection: defaultdict[_Connection, dict[int, replica_pb2.SequenceNews]] = defaultdict(dict)
         for output in outputs:
             owner = self._owners.get(output.key)
             if owner is None:
                 continue  # its gateway has gone
             connection, key = owner
-            news = _news(key, output)
-            if (before := by_connection[connection].get(key)) is None:
-                by_connection[connection][key] = news
-            else:
-                before.token_ids.extend(news.token_ids)
-                before.logprobs.extend(news.logprobs)
-                before.end = news.end
+            connection.outbox.put(_news(key, output))
             if output.finish_reason is not None:
                 del self._owners[output.key], connection.keys[key]
-        for connection, by_key in by_connection.items():
-            self._send(connection, by_key.values())
 
     def _load(self) -> replica_pb2.ReplicaLoad:
         load = self._engine.load()
         return replica_pb2.ReplicaLoad(
             running=load.running,
             waiting=load.waiting,
+            parked=load.parked,
             free_blocks=load.free_blocks,
             total_blocks=load.total_blocks,
             steps=load.steps,

@@ -37,7 +37,7 @@ def make_step(
     decoding: int,
     decoded: int,
 ) -> Step:
-    """Plans the next tokens of the sequences in `batch`, which are in flight from now on; `decoded` of them decode."""
+    """Plans the next tokens of the sequences in `batch`, `decoded` of which decode; all count as in flight from now."""
     rows: list[int] = []
     tokens: list[int] = []
     ends, sampled = [], []

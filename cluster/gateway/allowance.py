@@ -11,8 +11,6 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from cluster.gateway.requests import InvalidRequest
-
 _BUSY_RETRY_MS = 1000  # when one of the caller's own sequences ends is theirs to know
 
 
@@ -25,6 +23,10 @@ class Quota:
     max_sequences: Annotated[int, Field(ge=1)] | None = None
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
+
+
+class NeverAllowed(ValueError):
+    """The request is more than the caller may ever have at once."""
 
 
 class OverLimit(Exception):
@@ -73,7 +75,7 @@ class Allowance:
 
         Raises:
             OverLimit: not now.
-            InvalidRequest: never, as it has more outputs than the token may have at once.
+            NeverAllowed: never, as it has more outputs than the token may have at once.
         """
         self._check(sequences)
         if self._requests is not None:
@@ -93,9 +95,7 @@ class Allowance:
         limits = self._limits
         if limits.max_sequences is not None:
             if sequences > limits.max_sequences:
-                raise InvalidRequest(
-                    f"n is {sequences}, and this token may have {limits.max_sequences} outputs at once"
-                )
+                raise NeverAllowed(f"n is {sequences}, and this token may have {limits.max_sequences} outputs at once")
             if self._sequences + sequences > limits.max_sequences:
                 raise OverLimit(
                     f"{self._sequences} sequences are being generated for this token, which may have up to "

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 
 from cluster.gateway.admission import Admission, Draining, Full
-from cluster.gateway.allowance import OverLimit
-from cluster.gateway.generation import NoReplica, QueuesFull, Refused
+from cluster.gateway.allowance import NeverAllowed, OverLimit
+from cluster.gateway.generation import Late, NoReplica, QueuesFull, Refused
 from cluster.gateway.requests import InvalidRequest
 from cluster.text import ChatTemplateMissing, TokenizerError, TokenizerMissing
 
@@ -23,7 +23,7 @@ async def statuses(context: Context, admission: Admission) -> AsyncIterator[None
     """Ends the call with the status code of an error raised inside."""
     try:
         yield
-    except (InvalidRequest, Refused) as error:
+    except (InvalidRequest, NeverAllowed, Refused) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except (TokenizerMissing, ChatTemplateMissing) as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
@@ -31,11 +31,13 @@ async def statuses(context: Context, admission: Admission) -> AsyncIterator[None
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except (Full, QueuesFull) as error:
         detail = str(error) or "every replica's queue is full: try again after the time in retry-after-ms"
-        hint = (("retry-after-ms", str(admission.retry_after_ms)),)
+        hint = (("retry-after-ms", str(admission.retry_after_ms())),)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, detail, hint)
     except OverLimit as error:
         hint = (("retry-after-ms", str(error.retry_after_ms)),)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), hint)
+    except Late as error:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
     except (Draining, NoReplica) as error:
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 

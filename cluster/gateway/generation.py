@@ -22,6 +22,7 @@ from phalanx.v1 import inference_pb2, replica_pb2
 
 _News = replica_pb2.SequenceNews | LinkLost
 
+_MOST_UNREAD = 256  # tokens of an output that may wait for its client; then it pauses until all are read
 _RETRY_S = 0.1  # how soon an output that lost its replica knocks at a full one again
 
 _REASONS = {
@@ -36,6 +37,10 @@ class NoReplica(Exception):
 
 class QueuesFull(Exception):
     """Every replica's waiting queue is full."""
+
+
+class Late(Exception):
+    """The request waited until its deadline could no longer be met."""
 
 
 class Refused(Exception):
@@ -53,6 +58,8 @@ class _Output:
         self.ttft = 0.0
         self.link: Link | None = None
         self.key = 0
+        self.unread = 0  # tokens that wait until the client has read those before
+        self.paused = False
         self.full: set[Link] = set()  # replicas whose queue was full this time
         self.unsent = ""  # text that came with tokens the client has from another gateway
         self.resumable = False  # the client has its resume token
@@ -83,6 +90,7 @@ class Generation:
         Raises:
             NoReplica: none is ready, or a lost one was not replaced within `recovery_s` seconds.
             QueuesFull: there is no room for the request now.
+            Late: it waited for so long that its deadline cannot be met.
             Refused: it can never run.
         """
         try:
@@ -98,6 +106,8 @@ class Generation:
                     await self._restart(output)
                 elif news.end == replica_pb2.SEQUENCE_END_QUEUE_FULL:
                     await self._try_next(output)
+                elif news.end == replica_pb2.SEQUENCE_END_EXPIRED:
+                    raise Late("the request waited for a place until it could no longer be answered in time")
                 elif news.end == replica_pb2.SEQUENCE_END_REJECTED:
                     raise Refused(news.detail)
                 elif (response := self._take(output, news)) is not None:
@@ -147,16 +157,34 @@ class Generation:
             prompt_len=len(prompt),
             sampling=self._job.samplings[output.index],
             priority=self._job.priority,
+            tenant=self._job.caller.tenant,
+            weight=self._job.caller.weight,
         )
-        output.link = link
+        if self._job.deadline is not None:
+            submit.timeout_ms = max(1, round((self._job.deadline - monotonic()) * 1000))
+        output.link, output.paused = link, False
         output.key = link.submit(submit, partial(self._deliver, output))
 
     def _deliver(self, output: _Output, news: _News) -> None:
         self._news.put_nowait((output, news))
+        if isinstance(news, LinkLost):
+            return
+        output.unread += len(news.token_ids)
+        if output.unread > _MOST_UNREAD and not (output.paused or news.end) and output.link is not None:
+            output.paused = True
+            output.link.pause(output.key)
+
+    def _let_go_on(self) -> None:
+        """The client has read all that came before: its outputs need rest no more."""
+        for output in self._running.values():
+            if output.paused and not output.unread and output.link is not None:
+                output.paused = False
+                output.link.unpause(output.key)
 
     async def _next(self) -> tuple[_Output, _News]:
         """The next news, with what has come after it for the same output: a client that is slower than its replica gets
         several tokens in one message."""
+        self._let_go_on()
         output, news = self._ahead or await self._news.get()
         self._ahead = None
         while not (isinstance(news, LinkLost) or news.end or self._news.empty()):
@@ -167,6 +195,8 @@ class Generation:
             first = news.first_token_index
             news.MergeFrom(later)
             news.first_token_index = first
+        if not isinstance(news, LinkLost):
+            output.unread -= len(news.token_ids)
         return output, news
 
     def _take(self, output: _Output, news: replica_pb2.SequenceNews) -> inference_pb2.GenerateResponse | None:

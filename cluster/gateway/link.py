@@ -37,6 +37,7 @@ class Patience:
 class _Sequence:
     deliver: Callable[[replica_pb2.SequenceNews | LinkLost], None]
     tokens: int
+    paused: bool = False
 
 
 class Link:
@@ -64,6 +65,7 @@ class Link:
         self._on_change = on_change
         self._sequences: dict[int, _Sequence] = {}
         self._tokens = 0
+        self._paused = 0
         self._others = 0
         self._last_key = 0
         self._outbox: asyncio.Queue[replica_pb2.AttachRequest] = asyncio.Queue()
@@ -88,6 +90,21 @@ class Link:
         """Ends a sequence, whose news are delivered no more."""
         if self._forget(key) is not None:
             self._outbox.put_nowait(replica_pb2.AttachRequest(cancel=replica_pb2.Cancel(key=key)))
+
+    def pause(self, key: int) -> None:
+        """Lets a sequence rest; tokens that are on their way still come."""
+        self._sequences[key].paused = True
+        self._paused += 1
+        self._outbox.put_nowait(replica_pb2.AttachRequest(pause=replica_pb2.Pause(key=key)))
+
+    def unpause(self, key: int) -> None:
+        """Lets a paused sequence go on."""
+        sequence = self._sequences.get(key)
+        if sequence is not None:  # otherwise its end was on its way
+            sequence.paused = False
+            self._paused -= 1
+            self._moved = monotonic()
+            self._outbox.put_nowait(replica_pb2.AttachRequest(unpause=replica_pb2.Unpause(key=key)))
 
     async def close(self) -> None:
         """Ends the connection; sequences that are not finished get LinkLost."""
@@ -141,7 +158,7 @@ class Link:
             self._registry = message.registry
             self._on_registry(message.registry)
         now = monotonic()
-        if message.load.steps != self.load.steps or not self._sequences:
+        if message.load.steps != self.load.steps or self._paused == len(self._sequences):
             self._moved = now
         elif now - self._moved > self._patience.still_s:
             raise TimeoutError
@@ -164,12 +181,13 @@ class Link:
         sequence = self._sequences.pop(key, None)
         if sequence is not None:
             self._tokens -= sequence.tokens
+            self._paused -= sequence.paused
         return sequence
 
     def _lose(self) -> None:
         was_connected, self.connected = self.connected, False
         self._outbox = asyncio.Queue()
-        self._tokens = self._others = 0
+        self._tokens = self._others = self._paused = 0
         sequences, self._sequences = self._sequences, {}
         for sequence in sequences.values():
             sequence.deliver(LinkLost(f"the connection to replica {self.replica.id} ended"))

@@ -15,12 +15,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model, the longest sequence served, the tokens that end an output, and its tokenizer if there is one."""
+    """The model, the longest sequence served, the tokens that end an output, its tokenizer if there is one, and of how
+    many tokens sequences may be that one replica holds and queues."""
 
     plan: Plan
     max_model_len: int
     eos_token_ids: tuple[int, ...]
     tokenizer: Tokenizer | None
+    replica_tokens: int
 
     @property
     def limits(self) -> Limits:

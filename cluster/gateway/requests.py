@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cluster.gateway.caller import ANYBODY, Caller
 from cluster.text import Detokenizer
 from phalanx.v1 import inference_pb2
 from workers.sampling.noise import derived_seed
@@ -51,7 +52,8 @@ class Job:
     """A checked request. `samplings[i]`, of output i, has no field left out; stop strings are in `stop` alone.
 
     `chat_time` is what the chat template was told, if it was used. Of a request that is resumed, the outputs `begun`
-    go on, those `finished` are left out, and the others begin anew.
+    go on, those `finished` are left out, and the others begin anew. `caller` made it; `deadline` is the end of the
+    call, in seconds of `time.monotonic`.
     """
 
     prompt: tuple[int, ...]
@@ -61,6 +63,14 @@ class Job:
     chat_time: str = ""
     begun: tuple[Begun, ...] = ()
     finished: frozenset[int] = frozenset()
+    caller: Caller = ANYBODY
+    deadline: float | None = None
+
+    def tokens(self, limits: Limits) -> int:
+        """The most that its outputs may have in the KV cache."""
+        return sum(
+            min(len(self.prompt) + self.samplings[index].max_tokens, limits.max_model_len) for index in self.indexes
+        )
 
     @property
     def indexes(self) -> list[int]:
@@ -99,6 +109,16 @@ def check_job(prompt: Sequence[int], sampling: inference_pb2.Sampling, n: int, p
 def check_request_id(request_id: str) -> None:
     if len(request_id) > MAX_REQUEST_ID:
         raise InvalidRequest(f"request_id has {len(request_id)} characters, and may have up to {MAX_REQUEST_ID}")
+
+
+def check_size(characters: int, limits: Limits, longest_token: int) -> None:
+    """Refuses text that cannot fit before it is made tokens of, which takes seconds for tens of megabytes."""
+    most = limits.max_model_len * longest_token
+    if characters > most:
+        raise InvalidRequest(
+            f"the prompt has {characters} characters, and no more than {most} can fit the sequences of up to "
+            f"{limits.max_model_len} tokens that this cluster serves: shorten it, or serve with a larger max_model_len"
+        )
 
 
 def check_messages(messages: Sequence[inference_pb2.Message]) -> list[dict[str, str]]:

@@ -136,9 +136,12 @@ class Gateway:
             engine["max_model_len"],
             tuple(engine["eos_token_ids"]),
             tokenizer_of(self._config.tokenizer or plan.model_path),
+            plan.kv_blocks * plan.kv_block_size + engine["max_waiting_tokens"],
         )
 
     def _update_health(self) -> None:
+        if (model := self._inference.model) is not None:
+            self._admission.room_for(len(self._fleet.usable), model.replica_tokens)
         ready = bool(self._fleet.usable) and not self._admission.draining
         if ready:
             self._ready.set()

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from time import monotonic
 
-from cluster.gateway.admission import Admission
+from cluster.gateway.admission import Admission, Place
 from cluster.gateway.caller import CALLER
 from cluster.gateway.errors import Context, statuses
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.generation import Generation, NoReplica
 from cluster.gateway.model import ServedModel
-from cluster.gateway.requests import InvalidRequest, check_ids, check_job, check_messages, check_request_id
+from cluster.gateway.requests import (
+    MAX_OUTPUTS,
+    InvalidRequest,
+    check_ids,
+    check_job,
+    check_messages,
+    check_request_id,
+    check_size,
+)
 from cluster.gateway.resumption import chat_time, taken_up
 from cluster.text import ChatTemplateError, Tokenizer, TokenizerMissing
 from phalanx.v1 import inference_pb2, inference_pb2_grpc
@@ -35,16 +43,18 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         arrival = monotonic()
         async with statuses(context, self._admission):
             check_request_id(request.request_id)
-            match request.WhichOneof("prompt"):
-                case "text":
-                    prompt = await asyncio.to_thread(self._tokenizer.encode, request.text)
-                case "token_ids":
-                    prompt = list(request.token_ids.ids)
-                case _:
-                    raise InvalidRequest("the request has no prompt: set text or token_ids")
-            async with aclosing(self._run(prompt, request, arrival)) as responses:
-                async for response in responses:
-                    yield response
+            with self._place(request.n) as place:
+                match request.WhichOneof("prompt"):
+                    case "text":
+                        check_size(len(request.text), self._served.limits, self._tokenizer.longest_token)
+                        prompt = await asyncio.to_thread(self._tokenizer.encode, request.text)
+                    case "token_ids":
+                        prompt = list(request.token_ids.ids)
+                    case _:
+                        raise InvalidRequest("the request has no prompt: set text or token_ids")
+                async with aclosing(self._run(prompt, request, context, place, arrival)) as responses:
+                    async for response in responses:
+                        yield response
 
     async def Chat(
         self, request: inference_pb2.ChatRequest, context: Context
@@ -54,14 +64,17 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             check_request_id(request.request_id)
             messages = check_messages(request.messages)
             tokenizer = self._tokenizer
+            characters = sum(len(message["content"]) for message in messages)
+            check_size(characters, self._served.limits, tokenizer.longest_token)
             now = chat_time(request.resume)
-            try:
-                prompt = await asyncio.to_thread(tokenizer.chat_prompt, messages, now)
-            except ChatTemplateError as error:
-                raise InvalidRequest(str(error)) from error
-            async with aclosing(self._run(prompt, request, arrival, now.isoformat())) as responses:
-                async for response in responses:
-                    yield inference_pb2.ChatResponse(output=response)
+            with self._place(request.n) as place:
+                try:
+                    prompt = await asyncio.to_thread(tokenizer.chat_prompt, messages, now)
+                except ChatTemplateError as error:
+                    raise InvalidRequest(str(error)) from error
+                async with aclosing(self._run(prompt, request, context, place, arrival, now.isoformat())) as responses:
+                    async for response in responses:
+                        yield inference_pb2.ChatResponse(output=response)
 
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
@@ -91,6 +104,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self,
         prompt: Sequence[int],
         request: inference_pb2.GenerateRequest | inference_pb2.ChatRequest,
+        context: Context,
+        place: Place,
         arrival: float,
         chat_time: str = "",
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
@@ -98,19 +113,23 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         job = check_job(prompt, request.sampling, request.n, request.priority, model.limits)
         if job.stop and model.tokenizer is None:
             raise InvalidRequest("sampling.stop needs a tokenizer, and the model has none: use stop_token_ids")
-        job = replace(job, chat_time=chat_time)
+        left_s = context.time_remaining()
+        deadline = None if left_s is None else monotonic() + left_s
+        job = replace(job, chat_time=chat_time, caller=CALLER.get(), deadline=deadline)
         if request.HasField("resume"):
             job = await asyncio.to_thread(taken_up, job, request.resume, model)
             arrival -= request.resume.elapsed_seconds
-        with (
-            CALLER.get().allowance.request(len(job.indexes), len(job.prompt)) as spend,
-            self._admission.place(len(job.indexes)),
-        ):
+        place.settle(job.tokens(model.limits))
+        with CALLER.get().allowance.request(len(job.indexes), len(job.prompt)) as spend:
             generation = Generation(job, self._fleet, model.tokenizer, arrival, self._recovery_s)
             async with aclosing(generation.responses()) as responses:
                 async for response in responses:
                     spend(len(response.token_ids))
                     yield response
+
+    def _place(self, outputs: int) -> AbstractContextManager[Place]:
+        """Held before a prompt is made tokens of, so that a flood of prompts costs no more than refusing them."""
+        return self._admission.place(CALLER.get(), min(max(outputs, 1), MAX_OUTPUTS))
 
     @property
     def _served(self) -> ServedModel:

@@ -127,6 +127,7 @@ def _engine_json(spec: DeploymentSpec, model: ModelSpec, settings: PlanSettings)
     config = EngineConfig(
         max_running=spec.max_running,
         max_waiting=spec.max_waiting,
+        max_waiting_tokens=spec.max_waiting_tokens,
         max_batch_tokens=spec.max_batch_tokens,
         max_stretch=spec.max_stretch,
         news_interval_s=spec.news_interval_ms / 1000,

@@ -94,6 +94,11 @@ class Tokenizer:
         return self._pieces[token] if token < len(self._pieces) else b""
 
     @cached_property
+    def longest_token(self) -> int:
+        """In bytes: no prompt of so many tokens is longer than as many times this."""
+        return max(map(len, [*self._pieces, *self._special.values()]), default=1)
+
+    @cached_property
     def _special(self) -> dict[int, bytes]:
         added = self._backend.get_added_tokens_decoder()
         return {token: entry.content.encode() for token, entry in added.items() if entry.special}

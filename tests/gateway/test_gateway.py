@@ -228,7 +228,7 @@ async def test_a_full_gateway_says_when_to_come_again(model: Path) -> None:
         async with asyncio.timeout(10):
             while cluster.gateway._admission.requests < 4:
                 await asyncio.sleep(0.01)
-        with pytest.raises(Overloaded, match="takes up to 4") as caught:
+        with pytest.raises(Overloaded, match="takes up to 4 ") as caught:
             await client.generate("x", max_tokens=1)
         assert 0.05 <= caught.value.retry_after_s <= 10
         assert all(len(output.token_ids) == 300 for output in await asyncio.gather(*busy))
