@@ -10,7 +10,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 VARIANT ?= cpu
 BUILDER ?= docker
 
-.PHONY: help setup run test test-all lint proto image clean
+.PHONY: help setup run test test-all chaos lint proto image clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -35,6 +35,10 @@ test: setup lint  ## Lint, types and the tests
 
 test-all: setup lint  ## The same with every layout of every model
 	@$(BIN)/python -m pytest
+
+FAULTS ?= 100
+chaos: setup  ## A storm of FAULTS=100 faults over network namespaces, and what became of every stream (needs root)
+	@$(BIN)/python -m tests.chaos.storm --faults $(FAULTS)
 
 lint: setup
 	@$(BIN)/ruff check .

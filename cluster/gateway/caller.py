@@ -18,7 +18,7 @@ class Caller:
     allowance: Allowance = field(default_factory=lambda: Allowance(Quota()), compare=False)
 
 
-ANYBODY = Caller()
+ANYBODY: Caller = Caller()
 
 # Set for every call by the server's authentication; the services read it.
 CALLER: ContextVar[Caller] = ContextVar("caller", default=ANYBODY)

@@ -16,7 +16,7 @@ _PATIENCE_S = 240.0  # a stream that takes longer hangs
 _REFUSED_S = 0.3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A request that always has the same answer. A stream of `leave_after` tokens is left then, if that is set."""
 

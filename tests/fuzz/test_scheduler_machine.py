@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.fuzz.examples import examples
-from tests.workers.test_scheduler import BLOCK, VOCAB, Replica, alone
+from tests.workers.token_replica import BLOCK, VOCAB, Replica, alone
 from workers.request import EngineConfig, FinishReason, Output, Request, SamplingParams
 from workers.scheduler import Step
 
