@@ -54,7 +54,8 @@ class Cluster:
         self._ray(node, f"--address={self.head.address}:{_RAY_PORT}", "--num-cpus=2")
 
     def start_gateway(self, front: Machine) -> None:
-        registry = f"{self.head.address}:{_REGISTRY_PORT}"
+        # Wherever Ray puts the coordinator.
+        registry = ",".join(f"{machine.address}:{_REGISTRY_PORT}" for machine in (self.head, *self.nodes))
         listen = f"{front.address}:{_GATEWAY_PORT}"
         arguments = ["gateway", "--registry", registry, "--listen", listen, "--insecure"]
         self._spawn(front, [sys.executable, "-m", "cluster.cli", *arguments])
