@@ -25,7 +25,8 @@ def _seconds(duration: object) -> object:
 
 
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
-Duration = Annotated[float, Field(ge=0), BeforeValidator(_seconds)]
+_Written = float | Annotated[str, Field(pattern=r"^\d+(\.\d+)?[smh]?$")]
+Duration = Annotated[float, Field(ge=0), BeforeValidator(_seconds, json_schema_input_type=_Written)]
 
 
 class SpecError(ValueError):

@@ -22,13 +22,15 @@ def spec_schema() -> dict[str, Any]:
     for key in _FIXED:
         schema["properties"].pop(key, None)
     schema["properties"]["model"]["minLength"] = 1
+    used = json.dumps(schema["properties"])
+    schema["$defs"] = {name: part for name, part in schema.get("$defs", {}).items() if f"#/$defs/{name}" in used}
     return schema
 
 
 def with_spec(whole: dict[str, Any]) -> dict[str, Any]:
     """The schema of all values, with the spec of today."""
     schema = spec_schema()
-    return {**whole, "$defs": {**whole["$defs"], **schema.pop("$defs", {}), "spec": schema}}
+    return {**whole, "$defs": {**whole["$defs"], **schema.pop("$defs"), "spec": schema}}
 
 
 def main() -> None:

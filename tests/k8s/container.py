@@ -133,6 +133,7 @@ class Container:
             "mount -t tmpfs -o size=64m,mode=1777 tmpfs dev/shm",
             "cp -a /etc/ld.so.* /etc/nsswitch.conf /etc/ssl /etc/localtime etc/ 2>/dev/null || true",
             f"printf '{_PASSWD.format(user=self._user)}' > etc/passwd",
+            "echo multi on > etc/host.conf",  # a name may have several addresses, as in DNS
             f"touch etc/hosts && mount --bind {self._hosts} etc/hosts",
             f"mkdir -p .{_CODE} .{_KERNELS}",
             f"mount --bind -o ro {ROOT} .{_CODE}",

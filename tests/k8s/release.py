@@ -72,7 +72,7 @@ class Release:
             file.write("\n".join(lines) + "\n")
 
     def log(self) -> str:
-        return "\n".join(f"===== {name}\n{pod.output[-3000:]}" for name, pod in self.pods.items())
+        return "\n".join(f"===== {name}, ready: {pod.ready}\n{pod.output[-3000:]}" for name, pod in self.pods.items())
 
     def stop(self) -> None:
         for pod in self.pods.values():
