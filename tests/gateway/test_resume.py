@@ -88,7 +88,7 @@ async def _whole(chunks: AsyncIterator[Chunk], begun: asyncio.Event | None = Non
 
 
 async def _undisturbed(cluster: Served, kind: Kind, **options: Any) -> list[Completion]:
-    async with AsyncClient(cluster.addresses[-1], timeout=60) as client:
+    async with AsyncClient(cluster.addresses[-1], timeout=200) as client:
         return await _whole(kind.stream(client, **options))
 
 
@@ -152,18 +152,18 @@ async def test_every_kind_of_stream_survives_a_gateway_that_is_killed(
         begun = {name: asyncio.Event() for name in kinds}
 
         async def survive(name: str, kind: Kind) -> list[Completion]:
-            async with AsyncClient([doomed, cluster.address], timeout=60) as client:
+            async with AsyncClient([doomed, cluster.address], timeout=200) as client:
                 client._rotation._turns = iter([0])  # type: ignore[assignment]
                 return await _whole(kind.stream(client, request_id=name), begun[name])
 
         def blocking() -> Completion:
-            with Client(f"{doomed},{cluster.address}", timeout=60) as client:
+            with Client(f"{doomed},{cluster.address}", timeout=200) as client:
                 client._rotation._turns = iter([0])  # type: ignore[assignment]
                 return client.generate(_PROMPT, request_id="blocking", max_tokens=250, **_KINDS["seeded"].options)
 
         running = {name: asyncio.create_task(survive(name, kind)) for name, kind in kinds.items()}
         other = asyncio.create_task(asyncio.to_thread(blocking))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for event in begun.values():
                 await event.wait()
         process.send_signal(signal.SIGKILL)
@@ -191,7 +191,7 @@ async def test_a_gateway_that_shuts_down_sends_its_streams_elsewhere(
 ) -> None:
     kind = _KINDS["four outputs"]
     expected = await _undisturbed(cluster, kind)
-    async with AsyncClient(cluster.addresses, timeout=60) as client:
+    async with AsyncClient(cluster.addresses, timeout=200) as client:
         streams = [asyncio.create_task(_whole(kind.stream(client, request_id=str(number)))) for number in range(4)]
         async with asyncio.timeout(10):
             while not all(gateway._admission.requests == 2 for gateway in cluster.gateways):
@@ -209,7 +209,7 @@ async def test_a_stream_survives_as_many_gateways_as_there_are(model: Path, resu
     kind = _KINDS["logprobs and penalties"]
     async with (
         served(plan, config_for(plan), replicas=2, gateways=3, step_s=_STEP_S) as cluster,
-        AsyncClient(cluster.addresses, timeout=60) as client,
+        AsyncClient(cluster.addresses, timeout=200) as client,
     ):
         expected = await _undisturbed(cluster, kind)
         output, killed = Completion(), 0
@@ -229,7 +229,7 @@ async def test_the_only_gateway_may_come_back(cluster: Served, resumed: dict[str
     kind = _KINDS["chat"]
     expected = await _undisturbed(cluster, kind)
     begun = asyncio.Event()
-    async with AsyncClient(cluster.address, timeout=60) as client:
+    async with AsyncClient(cluster.address, timeout=200) as client:
         stream = asyncio.create_task(_whole(kind.stream(client, request_id="x"), begun))
         await begun.wait()
         await cluster.gateway.stop()
@@ -242,7 +242,7 @@ async def test_the_only_gateway_may_come_back(cluster: Served, resumed: dict[str
 
 
 async def test_what_has_not_begun_is_sent_to_another_address(cluster: Served) -> None:
-    async with AsyncClient(["127.0.0.1:9", *cluster.addresses], timeout=60) as client:
+    async with AsyncClient(["127.0.0.1:9", *cluster.addresses], timeout=200) as client:
         for _ in range(4):
             assert len((await client.generate(_PROMPT, max_tokens=2, ignore_eos=True)).token_ids) == 2
             assert await client.tokenize("abc")
