@@ -19,6 +19,7 @@ from phalanx.v1 import registry_pb2, replica_pb2, replica_pb2_grpc
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
+_LOOKS = 5  # before a replica counts as silent
 
 
 class LinkLost(Exception):
@@ -131,16 +132,24 @@ class Link:
             writer = asyncio.create_task(self._write(call))
             try:
                 self._moved = monotonic()
-                while True:
-                    async with asyncio.timeout(self._patience.silent_s):
-                        message = await call.read()
-                    if message is grpc.aio.EOF:
-                        return
+                while (message := await self._hear(call)) is not grpc.aio.EOF:
                     self._take(message)
             finally:
                 call.cancel()
                 writer.cancel()
                 await asyncio.wait([writer])
+
+    async def _hear(self, call: Any) -> Any:
+        """The next message. In a flood this process may be seconds late: what came meanwhile, a later look finds."""
+        read = asyncio.ensure_future(call.read())
+        try:
+            for _ in range(_LOOKS):
+                await asyncio.wait([read], timeout=self._patience.silent_s / _LOOKS)
+                if read.done():
+                    return read.result()
+            raise TimeoutError
+        finally:
+            read.cancel()
 
     async def _write(self, call: Any) -> None:
         # A write fails when the stream has ended, and then so does the read.

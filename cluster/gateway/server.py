@@ -32,6 +32,7 @@ _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _LIVENESS = "liveness"  # served as long as the process is: a restart does not bring back a replica
+_MOST_PENDING, _MOST_PENDING_S = 1 << 16, 120  # calls that have come and not begun, and seconds
 _GRACE_S = 5.0  # for answers that are on their way when the server stops
 
 
@@ -66,6 +67,11 @@ class Gateway:
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                # gRPC itself cancels calls of a flood, at random from the first of these and all from the second, and
+                # those that it could not hand over for so long: admission gives better answers.
+                ("grpc.server.max_pending_requests", _MOST_PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
+                ("grpc.server_max_unrequested_time_in_server", _MOST_PENDING_S),
             ],
         )
 
