@@ -73,7 +73,8 @@ def table(found: Sequence[Row]) -> str:
         others = ", ".join(f"{count} {name}" for name, count in sorted(row.others.items())) or "–"
         lines.append(
             f"| {row.tenant or '–'} | {row.requests} | {row.done} | {row.refused} | {others} | "
-            f"{row.tokens_per_s:.0f} | {row.goodput_tokens_per_s:.0f} | {_each(row.ttft_ms)} | {_each(row.tpot_ms, 1)} | {_each(row.refusal_ms)} |"
+            f"{row.tokens_per_s:.0f} | {row.goodput_tokens_per_s:.0f} | "
+            f"{_each(row.ttft_ms)} | {_each(row.tpot_ms, 1)} | {_each(row.refusal_ms)} |"
         )
     return "\n".join(lines)
 
