@@ -27,6 +27,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.replica = Replica(micro, blocks, config)
         self.asked: dict[int, tuple[list[int], int]] = {}
         self.cancelled: set[int] = set()
+        self.parked: set[int] = set()
 
     @rule(
         beginning=st.sampled_from([[], *_BEGINNINGS]),
@@ -57,7 +58,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if had:
             self.replica.outputs[key] = [Output(key, 0, tuple(had))]
         sampling = SamplingParams(max_tokens=count, ignore_eos=True, presence_penalty=penalty)
-        self.replica.scheduler.add(Request(key, prompt + had, len(prompt), sampling, priority))
+        tenant = f"tenant {key % 3}"
+        request = Request(key, prompt + had, len(prompt), sampling, priority, tenant=tenant, weight=1.0 + key % 3)
+        assert self.replica.scheduler.reserve(request)
+        self.replica.scheduler.add(request)
 
     @precondition(lambda self: len(self.replica.in_flight) < self.replica.micro_batches)
     @rule()
@@ -85,6 +89,21 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.cancelled.add(key)
         self.replica.cancel(key)
 
+    @precondition(lambda self: self.asked)
+    @rule(choices=st.data())
+    def park(self, choices: st.DataObject) -> None:
+        """Its reader does not read; sometimes the same one twice."""
+        key = choices.draw(st.sampled_from(sorted(self.asked)))
+        self.replica.scheduler.park(key)
+        self.parked.add(key)
+
+    @precondition(lambda self: self.parked)
+    @rule(choices=st.data())
+    def unpark(self, choices: st.DataObject) -> None:
+        key = choices.draw(st.sampled_from(sorted(self.parked)))
+        self.replica.scheduler.unpark(key)
+        self.parked.discard(key)
+
     @invariant()
     def blocks_are_owned_once_or_shared_by_prefix(self) -> None:
         blocks, running = self.replica.blocks, self.replica.scheduler._running
@@ -101,13 +120,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sorted(slots) == list(range(self.replica.config.max_running))
 
     @invariant()
-    def every_sequence_runs_waits_or_has_ended(self) -> None:
+    def every_sequence_runs_waits_rests_or_has_ended(self) -> None:
         scheduler = self.replica.scheduler
         lingering = sum(sequence.cancelled for sequence in scheduler._running)  # until the step they are in has ended
         alive = sum(not self._ended(key) for key in self.asked)
-        assert scheduler.running - lingering + scheduler.waiting == alive
+        resting = sum(sequence.parked and sequence.slot < 0 for sequence in scheduler._by_key.values())
+        assert scheduler.running - lingering + scheduler.waiting + resting == alive
 
     def teardown(self) -> None:
+        for key in self.parked:
+            self.replica.scheduler.unpark(key)
         self.replica.run_dry()
         for key, (prompt, count) in self.asked.items():
             finish, tokens = self.replica.outputs[key][-1].finish_reason, self.replica.tokens_of(key)
