@@ -20,6 +20,7 @@ import typer
 from partitioning.plan import Plan
 from workers.engine import Engine
 from workers.parallel import ParallelContext
+from workers.progress import Progress
 from workers.request import EngineConfig, Output, Request, SamplingParams
 from workers.sampling import Sampled
 from workers.step_plan import StepPlan
@@ -82,7 +83,7 @@ def _measure(running: int, waiting: int, steps: int) -> Cost:
     shape = SimpleNamespace(
         pp=1, kv_block_size=16, kv_blocks=running * (length // 16 + 2), model=SimpleNamespace(vocab_size=1 << 16)
     )
-    sent = SimpleNamespace(send_plan=lambda words: None)
+    sent = SimpleNamespace(progress=Progress(), send_plan=lambda words: None)
     runner = _Instant(steps)
     engine = Engine(cast(Plan, shape), config, cast(Any, runner), cast(ParallelContext, sent))
     sampling = SamplingParams(max_tokens=length - _PROMPT, ignore_eos=True)
