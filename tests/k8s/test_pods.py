@@ -152,19 +152,22 @@ def test_the_laptop_example_runs_and_outlives_what_happens_to_pods(
 def test_a_lost_head_is_a_pause(release: tuple[Release, Machine], tmp_path: Path) -> None:
     pods, client = release
     head = pods.deploy("head", "head")
-    pods.deploy("worker", "worker")
+    worker = pods.deploy("worker", "worker")
     driver, gateway = pods.deploy("driver", "driver"), pods.deploy("gateway", "gateway")
     pods.until(lambda: driver.ready and gateway.ready, _READY_S)
-    undisturbed = Stream(pods, client, 200, tmp_path).rest(pods)
+    # Longer than the worker goes on by itself.
+    undisturbed = Stream(pods, client, 900, tmp_path).rest(pods)
 
-    disturbed = Stream(pods, client, 200, tmp_path)
+    disturbed = Stream(pods, client, 900, tmp_path)
     pods.until(lambda: len(disturbed.tokens()) > 20, 60)
     head.kill()
     time.sleep(5)
     pods.deploy("head", "head", head.machine)
+    pods.until(lambda: driver.container.starts > 1 and driver.ready, _READY_S)
     assert disturbed.rest(pods) == undisturbed
-    assert driver.container.starts > 1
+    assert worker.container.starts > 1
     assert gateway.container.starts == 1
+    assert Stream(pods, client, 900, tmp_path).rest(pods) == undisturbed
 
     # The end: a gateway that has nothing to do goes as soon as it is out of the service.
     assert gateway.end() < 15
