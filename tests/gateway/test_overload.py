@@ -14,8 +14,9 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+import yaml
 
-from cluster.gateway.caller import CALLER, Caller
+from cluster.security.tokens import hash_of
 from phalanx import AsyncClient, DeadlineExceeded, InvalidRequest, Overloaded
 from phalanx.v1 import inference_pb2, inference_pb2_grpc
 from tests.replicas import config_for, plan_for
@@ -133,36 +134,26 @@ async def test_text_that_cannot_fit_is_refused_before_it_is_made_tokens_of(model
             await client.chat([{"role": "user", "content": "x" * 3_000_000}])
 
 
-class _ByMetadata(grpc.aio.ServerInterceptor):
-    """Takes the caller from a header, as authentication takes it from a token."""
-
-    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
-        found = dict(details.invocation_metadata or ())
-        if "tenant" in found:
-            CALLER.set(Caller(str(found["tenant"]), float(found.get("weight", "1"))))
-        return await continuation(details)
-
-
-async def test_tenants_share_by_weight_through_the_gateway(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = grpc.aio.server
-    monkeypatch.setattr(
-        grpc.aio, "server", lambda interceptors=(), **rest: make(interceptors=[_ByMetadata(), *interceptors], **rest)
-    )
+async def test_tenants_share_by_weight_through_the_gateway(model: Path, tmp_path: Path) -> None:
     plan = plan_for(model)
-    async with served(plan, config_for(plan, max_running=4)) as cluster:
+    tokens = tmp_path / "tokens.yaml"
+    weights = {"a": 1, "b": 3}
+    entries = [{"tenant": name, "sha256": hash_of(name), "weight": weight} for name, weight in weights.items()]
+    tokens.write_text(yaml.safe_dump(entries))
+    async with served(plan, config_for(plan, max_running=4), tokens=tokens) as cluster:
         async with grpc.aio.insecure_channel(cluster.address) as channel:
             stub = inference_pb2_grpc.InferenceStub(channel)
             order: list[str] = []
 
-            async def one(tenant: str, weight: str) -> None:
-                call = stub.Generate(_request([5, 6], 40), metadata=(("tenant", tenant), ("weight", weight)))
+            async def one(tenant: str) -> None:
+                call = stub.Generate(_request([5, 6], 40), metadata=(("authorization", f"Bearer {tenant}"),))
                 while await call.read() is not grpc.aio.EOF:
                     pass
                 order.append(tenant)
 
-            flood = [asyncio.ensure_future(one("a", "1")) for _ in range(60)]
+            flood = [asyncio.ensure_future(one("a")) for _ in range(60)]
             await _until(lambda: cluster.engines[0].load().waiting > 40)
-            await asyncio.gather(*(one("b", "3") for _ in range(30)))
+            await asyncio.gather(*(one("b") for _ in range(30)))
             assert cluster.engines[0].load().waiting > 10, (
                 "the flood still waits when the other tenant has all it wants"
             )
