@@ -63,11 +63,12 @@ class _Instant:
 
 def main(
     steps: int = 1000,
+    tenants: Annotated[int, typer.Option(min=1, help="Who share the replica.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="One JSON line for each measurement.")] = False,
 ) -> None:
     base = None
     for running, waiting in _CASES:
-        cost = _measure(running, waiting, steps)
+        cost = _measure(running, waiting, steps, tenants)
         if waiting == 10:
             base = cost.cpu_us
         flat = f"  {cost.cpu_us / base:5.2f} x of 10 waiting" if base else ""
@@ -75,7 +76,7 @@ def main(
         print(jsonlib.dumps(asdict(cost)) if json else line, flush=True)
 
 
-def _measure(running: int, waiting: int, steps: int) -> Cost:
+def _measure(running: int, waiting: int, steps: int, tenants: int) -> Cost:
     length = _PROMPT + steps + 2 * _WARM_UP
     config = EngineConfig(
         max_running=running, max_waiting=waiting + running, max_waiting_tokens=1 << 40, max_model_len=length + 1
@@ -88,8 +89,9 @@ def _measure(running: int, waiting: int, steps: int) -> Cost:
     engine = Engine(cast(Plan, shape), config, cast(Any, runner), cast(ParallelContext, sent))
     sampling = SamplingParams(max_tokens=length - _PROMPT, ignore_eos=True)
     for key in range(running + waiting):
-        engine.submit(Request(key, [key % 1000 + 1] * _PROMPT, _PROMPT, sampling))
-    loop = threading.Thread(target=engine.run, args=(_ignore,))
+        prompt = [key % 1000 + 1] * _PROMPT
+        engine.submit(Request(key, prompt, _PROMPT, sampling, tenant=str(key % tenants)))
+    loop = threading.Thread(target=engine.run, args=(_ignore,), daemon=True)
     loop.start()
     if not runner.done.wait(timeout=300):
         raise SystemExit("the engine did not finish its steps in 300 s")
