@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 # A machine that vanished without a word is noticed after ten seconds; a process that died, at once.
 CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 5000),
@@ -16,15 +14,3 @@ CHANNEL_OPTIONS = [
     # The cluster has a network of its own.
     ("grpc.enable_http_proxy", 0),
 ]
-
-
-def raise_if_cancelled() -> None:
-    """For loops that call again after an error: when a call ends while its task is cancelled, grpc raises the status of
-    the call and the cancellation is lost.
-
-    Raises:
-        asyncio.CancelledError: somebody has cancelled this task.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

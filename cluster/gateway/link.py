@@ -12,8 +12,9 @@ from typing import Any
 
 import grpc
 
-from cluster.gateway.calls import CHANNEL_OPTIONS, raise_if_cancelled
+from cluster.gateway.calls import CHANNEL_OPTIONS
 from cluster.router import Burden
+from phalanx.cancellation import raise_if_cancelled
 from phalanx.v1 import registry_pb2, replica_pb2, replica_pb2_grpc
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from cluster.gateway.calls import CHANNEL_OPTIONS, raise_if_cancelled
+from cluster.gateway.calls import CHANNEL_OPTIONS
+from phalanx.cancellation import raise_if_cancelled
 from phalanx.v1 import registry_pb2, registry_pb2_grpc
 
 log = logging.getLogger(__name__)

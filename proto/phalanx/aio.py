@@ -9,35 +9,18 @@ from typing import Any, Unpack
 
 import grpc
 
-from phalanx.connection import DEFAULT_ADDRESS, Connection, Gateway, InvalidConnection, Tls
+from phalanx.base import BaseClient
+from phalanx.cancellation import raise_if_cancelled
+from phalanx.connection import Connection, Gateway
 from phalanx.errors import ended_early, from_rpc
 from phalanx.messages import Chunk, Completion, Messages, Prompt, SamplingOptions, chat_request, generate_request
 from phalanx.resumption import Request, Stream
-from phalanx.route import Rotation, Route
+from phalanx.route import Route
 from phalanx.v1 import admin_pb2, inference_pb2, registry_pb2
 
 
-class AsyncClient:
+class AsyncClient(BaseClient):
     """As `phalanx.Client`, for one event loop."""
-
-    def __init__(
-        self,
-        addresses: str | Sequence[str] = DEFAULT_ADDRESS,
-        timeout: float | None = None,
-        *,
-        token: str | None = None,
-        tls: Tls | None = None,
-        insecure_token: bool = False,
-        reconnect_s: float = 60.0,
-    ) -> None:
-        connection = Connection(addresses, token, tls, insecure_token)
-        self._addresses = connection.addresses
-        self._metadata = connection.metadata
-        self._gateways = connection.aio_gateways()
-        self._rotation = Rotation(connection.addresses)
-        self._timeout = timeout
-        self._reconnect_s = reconnect_s
-        self._closed = False
 
     async def generate(
         self, prompt: Prompt, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]
@@ -110,9 +93,7 @@ class AsyncClient:
     async def drain(self, seconds: int = 30) -> int:
         """Makes the gateway take no more requests; returns how many had not finished after `seconds`. Wants a client of
         one address."""
-        if len(self._addresses) > 1:
-            raise InvalidConnection("which gateway is to drain? Make a client of its address alone")
-        request = admin_pb2.DrainRequest(seconds=seconds)
+        request = self._drain_request(seconds)
         return int((await self._call(lambda gateway: gateway.admin.Drain, request)).unfinished_requests)
 
     async def scale(self, replicas: int) -> int:
@@ -122,7 +103,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connections, and every stream on them."""
-        self._closed = True
+        self._closed.set()
         for gateway in self._gateways:
             await gateway.channel.close()
 
@@ -134,23 +115,22 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    def _connect(self, connection: Connection) -> list[Gateway]:
+        return connection.aio_gateways()
+
     async def _call(self, method: Callable[[Gateway], Any], request: Any) -> Any:
-        route = Route(self._rotation, self._timeout, self._reconnect_s)
+        route = self._route()
         while True:
             call = method(self._gateways[route.place])
             try:
                 return await call(request, timeout=route.timeout, metadata=self._metadata)
             except grpc.aio.AioRpcError as failure:
-                _raise_if_cancelled()
+                raise_if_cancelled()
                 route.failed(from_rpc(failure, self._addresses))
 
     def _chunks(self, request: Request) -> AsyncIterator[Chunk]:
-        stream, route = Stream(request), Route(self._rotation, self._timeout, self._reconnect_s)
+        stream, route = Stream(request), self._route()
         return self._follow(stream, route, self._open(stream, route))
-
-    def _open(self, stream: Stream, route: Route) -> Any:
-        method = getattr(self._gateways[route.place].inference, stream.method)
-        return method(stream.request(), timeout=route.timeout, metadata=self._metadata)
 
     async def _follow(self, stream: Stream, route: Route, call: Any) -> AsyncIterator[Chunk]:
         while True:
@@ -160,14 +140,14 @@ class AsyncClient:
                     route.arrived()
                     yield stream.take(response)
             except grpc.aio.AioRpcError as failure:
-                _raise_if_cancelled()
+                raise_if_cancelled()
                 error = from_rpc(failure, self._addresses)
             finally:
                 call.cancel()
             if stream.complete:
                 return
             await asyncio.sleep(route.failed(error, stream))
-            if self._closed:
+            if self._closed.is_set():
                 raise error
             call = self._open(stream, route)
 
@@ -177,10 +157,3 @@ async def _completions(n: int, chunks: AsyncIterator[Chunk]) -> list[Completion]
     async for news in chunks:
         completions[news.index].add(news)
     return completions
-
-
-def _raise_if_cancelled() -> None:
-    """When a call fails while its task is cancelled, grpc raises the call's status and the cancellation is lost."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

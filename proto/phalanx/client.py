@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
 
-from phalanx.connection import DEFAULT_ADDRESS, Connection, Gateway, InvalidConnection, Tls
+from phalanx.base import BaseClient
+from phalanx.connection import Connection, Gateway
 from phalanx.errors import ended_early, from_rpc
 from phalanx.messages import Chunk, Completion, Messages, Prompt, SamplingOptions, chat_request, generate_request
 from phalanx.resumption import Request, Stream
-from phalanx.route import Rotation, Route
+from phalanx.route import Route
 from phalanx.v1 import admin_pb2, inference_pb2, registry_pb2
 
 
-class Client:
+class Client(BaseClient):
     """Talks to the gateways at `addresses`: "HOST:PORT", several such separated by commas, or a sequence of them. Calls
     take turns at the addresses, and at the records of a name that has several. May be used from several threads.
 
@@ -30,25 +30,6 @@ class Client:
     The constructor may raise InvalidConnection, every method PhalanxError and its kinds: InvalidRequest, Overloaded,
     Unavailable, DeadlineExceeded.
     """
-
-    def __init__(
-        self,
-        addresses: str | Sequence[str] = DEFAULT_ADDRESS,
-        timeout: float | None = None,
-        *,
-        token: str | None = None,
-        tls: Tls | None = None,
-        insecure_token: bool = False,
-        reconnect_s: float = 60.0,
-    ) -> None:
-        connection = Connection(addresses, token, tls, insecure_token)
-        self._addresses = connection.addresses
-        self._metadata = connection.metadata
-        self._gateways = connection.gateways()
-        self._rotation = Rotation(connection.addresses)
-        self._timeout = timeout
-        self._reconnect_s = reconnect_s
-        self._closed = threading.Event()
 
     def generate(
         self, prompt: Prompt, *, priority: int = 0, request_id: str = "", **options: Unpack[SamplingOptions]
@@ -122,9 +103,7 @@ class Client:
     def drain(self, seconds: int = 30) -> int:
         """Makes the gateway take no more requests; returns how many had not finished after `seconds`. Wants a client of
         one address."""
-        if len(self._addresses) > 1:
-            raise InvalidConnection("which gateway is to drain? Make a client of its address alone")
-        request = admin_pb2.DrainRequest(seconds=seconds)
+        request = self._drain_request(seconds)
         return int(self._call(lambda gateway: gateway.admin.Drain, request).unfinished_requests)
 
     def scale(self, replicas: int) -> int:
@@ -146,8 +125,11 @@ class Client:
     ) -> None:
         self.close()
 
+    def _connect(self, connection: Connection) -> list[Gateway]:
+        return connection.gateways()
+
     def _call(self, method: Callable[[Gateway], Any], request: Any) -> Any:
-        route = Route(self._rotation, self._timeout, self._reconnect_s)
+        route = self._route()
         while True:
             call = method(self._gateways[route.place])
             try:
@@ -163,12 +145,8 @@ class Client:
         return completions
 
     def _chunks(self, request: Request) -> Iterator[Chunk]:
-        stream, route = Stream(request), Route(self._rotation, self._timeout, self._reconnect_s)
+        stream, route = Stream(request), self._route()
         return self._follow(stream, route, self._open(stream, route))
-
-    def _open(self, stream: Stream, route: Route) -> Any:
-        method = getattr(self._gateways[route.place].inference, stream.method)
-        return method(stream.request(), timeout=route.timeout, metadata=self._metadata)
 
     def _follow(self, stream: Stream, route: Route, call: Any) -> Iterator[Chunk]:
         while True:
