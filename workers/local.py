@@ -143,8 +143,7 @@ def _follow() -> None:
     """The body of a follower process: its job comes as one line of JSON; the end of that stream is the end of it."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    config = EngineConfig(**{**job["config"], "eos_token_ids": tuple(job["config"]["eos_token_ids"])})
-    rank = Rank(plan_from_json(job["plan"]), job["rank"], config)
+    rank = Rank(plan_from_json(job["plan"]), job["rank"], EngineConfig.of(job["config"]))
     rank.join(_LOOPBACK, job["port"], job["epoch"])
     rank.load()
     rank.follow()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Self
 
 
 class FinishReason(StrEnum):
@@ -135,3 +136,8 @@ class EngineConfig:
     prefix_caching: bool = True
     collective_timeout_s: float = 20.0
     eos_token_ids: tuple[int, ...] = field(default=())
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """From its fields, as JSON brings them."""
+        return cls(**{**fields, "eos_token_ids": tuple(fields["eos_token_ids"])})

@@ -1,4 +1,13 @@
 """The subcommands of `phalanx`, one module each."""
 
+from __future__ import annotations
+
+import typer
+
 WEIGHTS_HELP = "Matrices as the file has them (auto), in the float type (dense), or in 8 or 4 bits."
 KV_CACHE_HELP = "Keys and values in the float type (auto), or in 8 bits (int8): about twice as many tokens."
+
+
+def say(text: str) -> None:
+    """Tells the user what goes on, beside the output."""
+    typer.echo(text, err=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.commands import say
 from cluster.spec import DeploymentSpec
 
 QUESTION = "What is the capital of France?"
@@ -26,7 +27,7 @@ async def _demo(spec: DeploymentSpec, once: bool) -> None:
     from phalanx import AsyncClient
 
     try:
-        async with deployment(checked(spec), _say) as (address, until_over):
+        async with deployment(checked(spec), say) as (address, until_over):
             typer.echo(f"\n> {QUESTION}")
             async with AsyncClient(address) as client:
                 async for chunk in client.chat_stream([{"role": "user", "content": QUESTION}]):
@@ -40,9 +41,9 @@ async def _demo(spec: DeploymentSpec, once: bool) -> None:
                 typer.echo(_NEXT.format(address=address))
                 await until_over()
     except Interrupted as interrupted:
-        _say(str(interrupted))
+        say(str(interrupted))
         raise typer.Exit(130) from None
-    _say("stopped")
+    say("stopped")
 
 
 _NEXT = """
@@ -55,7 +56,3 @@ From Python:
   print(Client("{address}").generate("The capital of France is", max_tokens=16).text)
 From any other language: gRPC, service phalanx.v1.Inference (proto/phalanx/v1/inference.proto; reflection is on).
 Ctrl-C stops it."""
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.commands import say
 from cluster.spec import DeploymentSpec
 
 
@@ -22,17 +23,13 @@ def roll(
     from cluster.lifecycle.detached import roll as rolled
     from cluster.lifecycle.serving import checked
 
-    asyncio.run(rolled(checked(DeploymentSpec.read(spec)), _say))
-    _say("every replica is of the new spec")
+    asyncio.run(rolled(checked(DeploymentSpec.read(spec)), say))
+    say("every replica is of the new spec")
 
 
 def stop(name: Annotated[str, typer.Argument(help="Of the deployment.")]) -> None:
     """End a detached deployment. Its gateways have to be stopped by themselves. Needs RAY_ADDRESS."""
     from cluster.lifecycle.detached import stop as stopped
 
-    asyncio.run(stopped(name, _say))
-    _say("stopped")
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    asyncio.run(stopped(name, say))
+    say("stopped")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands import KV_CACHE_HELP, WEIGHTS_HELP
+from cluster.commands import KV_CACHE_HELP, WEIGHTS_HELP, say
 from cluster.spec import DeploymentSpec
 from partitioning.model_spec import CacheType, DType, WeightType
 
@@ -75,9 +75,9 @@ async def _detach(spec: DeploymentSpec) -> None:
     from cluster.lifecycle.detached import apply
     from cluster.lifecycle.serving import checked
 
-    registry = await apply(checked(spec), _say)
-    _say(f"{spec.name} is ready, and goes on until: phalanx stop {spec.name}. A gateway for it, anywhere:")
-    _say(f"  phalanx gateway --registry {registry}")
+    registry = await apply(checked(spec), say)
+    say(f"{spec.name} is ready, and goes on until: phalanx stop {spec.name}. A gateway for it, anywhere:")
+    say(f"  phalanx gateway --registry {registry}")
 
 
 async def _serve(spec: DeploymentSpec) -> None:
@@ -85,16 +85,12 @@ async def _serve(spec: DeploymentSpec) -> None:
     from cluster.lifecycle.serving import Interrupted, checked, deployment
 
     try:
-        async with deployment(checked(spec), _say) as (address, until_over):
-            _say(f"{spec.name} is ready at {address}. Ctrl-C stops it. Try:")
-            _say(f'  phalanx ask "What is the capital of France?" --address {address}')
-            _say(f"  phalanx status --address {address}")
+        async with deployment(checked(spec), say) as (address, until_over):
+            say(f"{spec.name} is ready at {address}. Ctrl-C stops it. Try:")
+            say(f'  phalanx ask "What is the capital of France?" --address {address}')
+            say(f"  phalanx status --address {address}")
             await until_over()
     except Interrupted as interrupted:
-        _say(str(interrupted))
+        say(str(interrupted))
         raise typer.Exit(130) from None
-    _say("stopped")
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    say("stopped")

@@ -25,6 +25,7 @@ from cluster.gateway.watch import RegistryWatch
 from cluster.security.public_port import PublicPort
 from partitioning.plan_json import plan_from_json
 from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
+from workers.request import EngineConfig
 
 log = logging.getLogger(__name__)
 
@@ -135,14 +136,14 @@ class Gateway:
         self._on_news(news)
 
     def _read_model(self, news: registry_pb2.WatchResponse) -> ServedModel:
-        plan, engine = plan_from_json(news.plan_json), json.loads(news.engine_json)
-        self._fleet.patience = Patience(still_s=engine["collective_timeout_s"])
+        plan, engine = plan_from_json(news.plan_json), EngineConfig.of(json.loads(news.engine_json))
+        self._fleet.patience = Patience(still_s=engine.collective_timeout_s)
         return ServedModel(
             plan,
-            engine["max_model_len"],
-            tuple(engine["eos_token_ids"]),
+            engine.max_model_len,
+            engine.eos_token_ids,
             tokenizer_of(self._config.tokenizer or plan.model_path),
-            plan.kv_blocks * plan.kv_block_size + engine["max_waiting_tokens"],
+            plan.kv_blocks * plan.kv_block_size + engine.max_waiting_tokens,
         )
 
     def _update_health(self) -> None:

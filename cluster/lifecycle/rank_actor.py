@@ -30,8 +30,7 @@ class RankActor:
             ranks = list(plan.ranks)
             ranks[rank] = dataclasses.replace(mine, device="cuda:0")
             plan = dataclasses.replace(plan, ranks=tuple(ranks))
-        fields = json.loads(engine_json)
-        self._config = EngineConfig(**{**fields, "eos_token_ids": tuple(fields["eos_token_ids"])})
+        self._config = EngineConfig.of(json.loads(engine_json))
         self._secret = secret
         self._rank = Rank(plan, rank, self._config)
         self._service: EngineService | None = None
