@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -32,6 +33,12 @@ class Machine:
         folder = f"mount -t tmpfs tmpfs {own} && " if own else ""
         script = f'mount -t tmpfs -o size={_SHM} tmpfs /dev/shm && {folder}exec "$@"'
         return [*self.inside, "unshare", "--mount", "sh", "-c", script, "sh", *arguments]
+
+    def enter(self) -> None:
+        """This thread, and those it starts, are on the machine's network from now on."""
+        with open(f"/var/run/netns/{self.namespace}") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+                raise NoNetworks(os.strerror(ctypes.get_errno()))
 
     @property
     def inside(self) -> list[str]:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import json
-import os
 import random
 import sys
 import tempfile
@@ -23,7 +21,7 @@ from time import monotonic
 
 from tests.chaos.cluster import Cluster, wait_until
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.network import Machine, NoNetworks, machines
+from tests.chaos.network import NoNetworks, machines
 from tests.tiny_models import make_tiny
 from tests.tiny_tokenizer import add_tiny_tokenizer
 
@@ -195,7 +193,7 @@ def run(faults: int, seed: int, clients: int = 4) -> Report:
         cluster = Cluster(head, nodes, [one, other], folder)
         stack.callback(cluster.stop)
         cluster.start(str(spec))
-        _enter(client)
+        client.enter()
 
         async def rage() -> Report:
             return await Storm(cluster, faults, seed, clients).rage()
@@ -214,13 +212,6 @@ def _left_behind(cluster: Cluster) -> list[str]:
         wrong.append(f"Ray still knows: {left}")
     segments = [str(path) for node in cluster.nodes for path in cluster.memory(node).glob("phalanx-*")]
     return [*wrong, f"segments are left: {segments}"] if segments else wrong
-
-
-def _enter(machine: Machine) -> None:
-    """This thread, and those it starts, are on the machine's network from now on."""
-    with open(f"/var/run/netns/{machine.namespace}") as namespace:
-        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
-            raise NoNetworks(os.strerror(ctypes.get_errno()))
 
 
 def main() -> None:

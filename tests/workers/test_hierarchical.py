@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +15,7 @@ from torch._C._distributed_c10d import HashStore, Store
 
 from partitioning.planner import make_plan
 from partitioning.topology import local_topology
+from tests.chaos.network import Machine, NoNetworks, machines
 from tests.partitioning.specs import model_spec
 from tests.workers.processes import processes
 from workers.collectives import CollectiveStalled, Group, HierarchicalGroup, ProcessGroup, SharedMemoryGroup
@@ -184,36 +181,20 @@ def test_a_killed_rank_is_noticed_on_every_host(dies: int) -> None:
 
 
 @pytest.fixture
-def networks() -> Iterator[dict[str, str]]:
-    """Addresses of two network namespaces, joined by a cable, by name."""
-    with ExitStack() as stack:
-
-        def ip(command: str) -> None:
-            done = subprocess.run(["ip", *command.split()], capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"no network namespaces here: ip {command}: {done.stderr.strip()}")
-
-        if shutil.which("ip") is None:
-            pytest.skip("no network namespaces without iproute2's ip")
-        mark = f"phx{os.getpid()}"
-        names = {f"{mark}a": "10.213.77.1", f"{mark}b": "10.213.77.2"}
-        for name in names:
-            ip(f"netns add {name}")
-            stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
-        ip(f"link add name a netns {mark}a type veth peer name b netns {mark}b")
-        for (name, address), end in zip(names.items(), "ab", strict=True):
-            ip(f"-n {name} address add {address}/24 dev {end}")
-            ip(f"-n {name} link set dev {end} up")
-            ip(f"-n {name} link set dev lo up")
-        yield names
+def networks() -> Iterator[list[Machine]]:
+    """Two machines that are network namespaces."""
+    try:
+        with machines(["a", "b"]) as made:
+            yield made
+    except NoNetworks as error:
+        pytest.skip(f"no network namespaces here: {error}")
 
 
-def _sum_over_networks(networks: dict[str, str], port_file: Path, hosts: str, rank: int) -> None:
+def _sum_over_networks(networks: list[Machine], port_file: Path, hosts: str, rank: int) -> None:
     torch.set_num_threads(1)
-    name, address = list(networks.items())["ab".index(hosts[rank])]
-    with open(f"/var/run/netns/{name}") as namespace:
-        assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
-    first = next(iter(networks.values()))
+    machine = networks["ab".index(hosts[rank])]
+    machine.enter()
+    first, address = networks[0].address, machine.address
     if rank == 0:
         store = open_store(first, 60)
         port_file.write_text(str(store.port))
@@ -228,7 +209,7 @@ def _sum_over_networks(networks: dict[str, str], port_file: Path, hosts: str, ra
     context.close()
 
 
-def test_ranks_in_two_networks_meet(networks: dict[str, str], tmp_path: Path) -> None:
+def test_ranks_in_two_networks_meet(networks: list[Machine], tmp_path: Path) -> None:
     with processes(_sum_over_networks, [(networks, tmp_path / "port", "abab", rank) for rank in range(4)]) as codes:
         pass
     assert codes == [0] * 4
