@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from cluster.spec import DeploymentSpec
 from cluster.topology import RayNode, topology_of
@@ -30,7 +31,7 @@ class Blueprint:
     plan: Plan
     engine_json: str
 
-    @property
+    @cached_property
     def plan_json(self) -> str:
         return plan_to_json(self.plan)
 

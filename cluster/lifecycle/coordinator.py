@@ -129,7 +129,7 @@ class Coordinator:
             self._replicas = ReplicaSet(self._record, self._registry)
             self._replicas.begin(blueprint)
         self._keeper = asyncio.create_task(self._keep(self._replicas))
-        return Opened(self._record.registry, Blueprint.from_json(self._record.blueprint).plan_json)
+        return Opened(self._record.registry, self._replicas.blueprint.plan_json)
 
     async def _planned(self) -> Blueprint:
         """The blueprint, as soon as the cluster has the devices; the spec says how long that may take."""

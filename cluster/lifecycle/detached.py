@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from cluster.lifecycle.coordinator import Opened
 from cluster.lifecycle.ray_cluster import (
@@ -15,9 +14,9 @@ from cluster.lifecycle.ray_cluster import (
     Say,
     ask,
     create_coordinator,
+    end_coordinator,
     find_coordinator,
     join,
-    mute_workers,
 )
 from cluster.spec import DeploymentSpec
 
@@ -48,7 +47,7 @@ async def apply(spec: DeploymentSpec, say: Say) -> str:
             say(f"planned; the registry is at {opened.registry}; starting the replicas")
             await ask(coordinator.started.remote())
         except BaseException:
-            await _end(coordinator)
+            await end_coordinator(coordinator)
             raise
         return opened.registry
 
@@ -66,7 +65,7 @@ async def stop(deployment: str, say: Say) -> None:
         DeployError: no deployment of that name runs.
     """
     with _joined(say):
-        await _end(_running(deployment))
+        await end_coordinator(_running(deployment))
 
 
 def _running(deployment: str) -> Any:
@@ -74,13 +73,6 @@ def _running(deployment: str) -> Any:
     if coordinator is None:
         raise DeployError(f"no deployment named {deployment} runs on this Ray cluster: see `ray list actors`")
     return coordinator
-
-
-async def _end(coordinator: Any) -> None:
-    mute_workers()
-    with suppress(RayActorError):
-        await ask(coordinator.close.remote())
-    ray.kill(coordinator)
 
 
 @contextmanager

@@ -64,16 +64,11 @@ class Epoch:
         begin(f"placing {self._ranks} ranks")
         await self._place(placement)
         self._actors = [self._start_actor(rank) for rank in range(self._ranks)]
-        places = await self._all("start", [actor.where.remote() for actor in self._actors], _START_S)
-        self.ranks = [
-            registry_pb2.RankInfo(rank=rank, node=node.name, pid=pid)
-            for rank, (node, (_, pid)) in enumerate(zip(placement, places, strict=True))
-        ]
         # On one machine nothing has to be reachable from outside.
-        hosts = [_LOOPBACK if alone else address for address, _ in places]
+        hosts = await self._find([node.name for node in placement], alone, "start", _START_S)
         begin("connecting the ranks")
         await self._take_lifelines(hosts)
-        port = await self._one(0, self._actors[0].open_store.remote(hosts[0]), "connect", _CONNECT_S)
+        port = await self._first("connect", self._actors[0].open_store.remote(hosts[0]), _CONNECT_S)
         joins = [
             actor.join.remote(hosts[0], port, self._name, own) for actor, own in zip(self._actors, hosts, strict=True)
         ]
@@ -82,7 +77,7 @@ class Epoch:
         read = sum(await self._all("load", [actor.load.remote() for actor in self._actors], _LOAD_S))
         begin("generating the first token")
         await self._all("follow", [actor.follow.remote() for actor in self._actors[1:]], _ASK_S, first=1)
-        port = await self._one(0, self._actors[0].serve.remote(hosts[0]), "serve", _FIRST_TOKEN_S)
+        port = await self._first("serve", self._actors[0].serve.remote(hosts[0]), _FIRST_TOKEN_S)
         self.address = f"{hosts[0]}:{port}"
         return int(read)
 
@@ -97,13 +92,8 @@ class Epoch:
             self._actors = [ray.get_actor(rank_name(self._name, rank)) for rank in range(self._ranks)]
         except ValueError as error:
             raise EpochError(f"not all ranks of {self._name} are there: {error}") from error
-        places = await self._all("answer", [actor.where.remote() for actor in self._actors], _ASK_S)
-        self.ranks = [
-            registry_pb2.RankInfo(rank=rank, node=node, pid=pid)
-            for rank, (node, (_, pid)) in enumerate(zip(nodes, places, strict=True))
-        ]
         loopback = address.startswith(f"{_LOOPBACK}:")
-        await self._take_lifelines([_LOOPBACK if loopback else host for host, _ in places])
+        await self._take_lifelines(await self._find(nodes, loopback, "answer", _ASK_S))
         self.address = address
 
     async def lost(self) -> str:
@@ -117,12 +107,12 @@ class Epoch:
         Raises:
             EpochError: it does not say.
         """
-        load: EngineLoad = await self._one(0, self._actors[0].busy.remote(), "answer", _ASK_S)
+        load: EngineLoad = await self._first("answer", self._actors[0].busy.remote(), _ASK_S)
         return load
 
     async def announce(self, registry: str) -> None:
         """Lets the ranks tell gateways where the registry is now."""
-        await self._one(0, self._actors[0].announce.remote(registry), "answer", _ASK_S)
+        await self._first("answer", self._actors[0].announce.remote(registry), _ASK_S)
 
     async def stop(self) -> None:
         """Lets a replica that serves end in order; what does not, is ended by `tear_down`."""
@@ -191,35 +181,52 @@ class Epoch:
             .remote(self._blueprint.plan_json, self._blueprint.engine_json, rank, self._secret)
         )
 
+    async def _find(self, nodes: Sequence[str], loopback: bool, what: str, deadline_s: float) -> list[str]:
+        """Notes where the ranks are, which are on `nodes`; returns the address of each."""
+        places = await self._all(what, [actor.where.remote() for actor in self._actors], deadline_s)
+        self.ranks = [
+            registry_pb2.RankInfo(rank=rank, node=node, pid=pid)
+            for rank, (node, (_, pid)) in enumerate(zip(nodes, places, strict=True))
+        ]
+        return [_LOOPBACK if loopback else address for address, _ in places]
+
     async def _take_lifelines(self, hosts: Sequence[str]) -> None:
         calls = [actor.lifeline.remote(host) for actor, host in zip(self._actors, hosts, strict=True)]
         ports = await self._all("answer", calls, _CONNECT_S)
         addresses = [Address(host, port) for host, port in zip(hosts, ports, strict=True)]
         self._lifelines = Lifelines(addresses, self._secret, [rank.node for rank in self.ranks])
 
-    async def _all(self, what: str, calls: Sequence[Awaitable[Any]], deadline_s: float, first: int = 0) -> list[Any]:
-        """The results of one call to every rank from `first` on; the first failure ends the wait."""
-        answers = (self._one(rank, call, what, deadline_s) for rank, call in enumerate(calls, first))
-        return list(await asyncio.gather(*answers))
+    async def _first(self, what: str, call: Awaitable[Any], deadline_s: float) -> Any:
+        """The result of a call to rank 0."""
+        return (await self._all(what, [call], deadline_s))[0]
 
-    async def _one(self, rank: int, call: Awaitable[Any], what: str, deadline_s: float) -> Any:
-        """The result of a call to a rank, unless a rank dies first: then the others may wait for it in vain."""
-        node = self.ranks[rank].node if rank < len(self.ranks) else "its node"
-        answer = asyncio.ensure_future(call)
+    async def _all(self, what: str, calls: Sequence[Awaitable[Any]], deadline_s: float, first: int = 0) -> list[Any]:
+        """The results of one call to every rank from `first` on, unless one fails, or a rank dies: then the others may
+        wait for it in vain."""
+        answers = [asyncio.ensure_future(self._answer(rank, call, what)) for rank, call in enumerate(calls, first)]
+        together = asyncio.gather(*answers)
         died = None if self._lifelines is None else asyncio.ensure_future(self._lifelines.lost(deadline_s))
-        waits = [answer] if died is None else [answer, died]
+        waits: list[asyncio.Future[Any]] = [together] if died is None else [together, died]
         try:
             await asyncio.wait(waits, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return await answer
+            if together.done():
+                return await together
+            late = next(rank for rank, answer in enumerate(answers, first) if not answer.done())
             if died is not None and died.done():
-                raise EpochError(f"while rank {rank} should {what}: {died.result()}")
-            raise EpochError(f"rank {rank} on {node} did not {what} within {deadline_s:g} s")
-        except (RayTaskError, RayActorError) as error:
-            raise EpochError(f"rank {rank} on {node} failed to {what}: {reason(error)}") from error
+                raise EpochError(f"while rank {late} should {what}: {died.result()}")
+            raise EpochError(f"{self._name_of(late)} did not {what} within {deadline_s:g} s")
         finally:
             for wait in waits:
                 wait.cancel()
+
+    async def _answer(self, rank: int, call: Awaitable[Any], what: str) -> Any:
+        try:
+            return await call
+        except (RayTaskError, RayActorError) as error:
+            raise EpochError(f"{self._name_of(rank)} failed to {what}: {reason(error)}") from error
+
+    def _name_of(self, rank: int) -> str:
+        return f"rank {rank} on {self.ranks[rank].node if rank < len(self.ranks) else 'its node'}"
 
 
 def reason(error: BaseException) -> str:

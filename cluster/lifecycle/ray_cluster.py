@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -17,6 +19,7 @@ from cluster.lifecycle.names import NAMESPACE, coordinator_name
 from cluster.spec import DeploymentSpec
 from partitioning.topology import usable_cores
 
+_CLOSE_S = 20.0
 _OBJECT_STORE_BYTES = 100 << 20  # of a local cluster: nothing large goes through Ray
 
 Say = Callable[[str], None]
@@ -115,7 +118,16 @@ async def ask(call: Any) -> Any:
         raise DeployError(f"the coordinator died: {error}") from error
 
 
-def mute_workers() -> None:
+async def end_coordinator(coordinator: Any) -> None:
+    """Lets it end everything that it started, and itself."""
+    _mute_workers()
+    with suppress(RayActorError, TimeoutError):
+        async with asyncio.timeout(_CLOSE_S):
+            await coordinator.close.remote()
+    ray.kill(coordinator)
+
+
+def _mute_workers() -> None:
     """No longer shows here what workers print: one that Ray ends while it starts leaves a traceback, at an orderly end
     too. Ray has no public way to stop this after `init`."""
     global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")

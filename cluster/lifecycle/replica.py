@@ -104,8 +104,9 @@ class ReplicaLife:
         self._become(registry_pb2.REPLICA_STATE_DRAINING, f"draining for up to {drain_s:g} s")
         deadline = monotonic() + drain_s
         with suppress(EpochError):
-            assert self._epoch is not None
-            while monotonic() < deadline:
+            # An epoch that is lost meanwhile has nothing left to finish.
+            while self.state.state == registry_pb2.REPLICA_STATE_DRAINING and monotonic() < deadline:
+                assert self._epoch is not None
                 load = await self._epoch.busy()
                 if not load.running + load.waiting:
                     break
@@ -115,10 +116,14 @@ class ReplicaLife:
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait([self._life])
+        if self._epoch is not None and self._epoch.address:
+            await self._epoch.stop()
+        self._tear_down()
+
+    def _tear_down(self) -> None:
         if self._epoch is not None:
-            if self._epoch.address:
-                await self._epoch.stop()
             self._epoch.tear_down()
+            self._epoch = None
 
     async def _live(self, left: ReplicaRecord | None) -> None:
         failures = 0
@@ -145,8 +150,7 @@ class ReplicaLife:
             pause = _PAUSES_S[min(failures, len(_PAUSES_S)) - 1] if failures > 1 else 0.0
             again = f"; trying again in {pause:g} s, after {failures} failures" if pause else ""
             self._become(registry_pb2.REPLICA_STATE_FAILED, detail + again)
-            if self._epoch is not None:
-                self._epoch.tear_down()
+            self._tear_down()
             await asyncio.sleep(pause)
 
     async def _adopt(self, left: ReplicaRecord) -> None:
@@ -157,12 +161,11 @@ class ReplicaLife:
         self._epoch = self._new_epoch(left.secret)
         await self._epoch.adopt(left.address, left.nodes)
         await self._epoch.announce(self._record.registry)
-        self._serve("goes on after the coordinator was away")
+        self._become(registry_pb2.REPLICA_STATE_READY, "goes on after the coordinator was away")
 
     async def _build(self) -> None:
         started = monotonic()
         self.state.epoch += 1
-        del self.state.ranks[:]
         self._become(registry_pb2.REPLICA_STATE_STARTING, f"looking for room{self._before}")
         nodes = {node.name: node for node in await asyncio.to_thread(ray_nodes)}
         placement = self._find_room(nodes)
@@ -170,26 +173,17 @@ class ReplicaLife:
         self._epoch = self._new_epoch(secret)
 
         def begin(what: str) -> None:
-            assert self._epoch is not None
-            del self.state.ranks[:]
-            self.state.ranks.extend(self._epoch.ranks)
             self._become(registry_pb2.REPLICA_STATE_STARTING, f"{what}{self._before}")
 
         read = await self._epoch.build(placement, len(nodes) == 1, begin)
         self._record.ready(self.state.id, self._epoch.address)
         cut = f", in another cut: {_cut(self._blueprint)}" if self.recut else ""
-        self._serve(f"ready after {monotonic() - started:.1f} s, {read / 1e6:,.0f} MB read{cut}")
+        detail = f"ready after {monotonic() - started:.1f} s, {read / 1e6:,.0f} MB read{cut}"
+        self._become(registry_pb2.REPLICA_STATE_READY, detail)
 
     def _new_epoch(self, secret: str) -> Epoch:
         name = epoch_name(self._planned.spec.name, self._record.life, self.state.id, self.state.epoch)
         return Epoch(self._blueprint, name, secret, self._record.detached)
-
-    def _serve(self, detail: str) -> None:
-        assert self._epoch is not None
-        del self.state.ranks[:]
-        self.state.ranks.extend(self._epoch.ranks)
-        self.state.address = self._epoch.address
-        self._become(registry_pb2.REPLICA_STATE_READY, detail)
 
     def _find_room(self, nodes: dict[str, RayNode]) -> list[RayNode]:
         """The node of each rank: as before if these live, otherwise wherever there is room now; in the planned cut if
@@ -215,8 +209,10 @@ class ReplicaLife:
 
     def _become(self, state: registry_pb2.ReplicaState, detail: str) -> None:
         self.state.state, self.state.detail = state, detail
-        if state not in (registry_pb2.REPLICA_STATE_READY, registry_pb2.REPLICA_STATE_DRAINING):
-            self.state.address = ""
+        serves = state in (registry_pb2.REPLICA_STATE_READY, registry_pb2.REPLICA_STATE_DRAINING)
+        self.state.address = self._epoch.address if self._epoch is not None and serves else ""
+        del self.state.ranks[:]
+        self.state.ranks.extend([] if self._epoch is None else self._epoch.ranks)
         self._publish()
 
 

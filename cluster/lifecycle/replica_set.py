@@ -22,7 +22,10 @@ class RollError(ValueError):
 
 
 class ReplicaSet:
-    """Writes every change to `record`, and tells `registry`."""
+    """Writes every change to `record`, and tells `registry`. `blueprint` is what replicas are built from; there is one
+    from `begin` or `take_over` on."""
+
+    blueprint: Blueprint
 
     def __init__(self, record: DeploymentRecord, registry: Registry) -> None:
         self._record, self._registry = record, registry
@@ -37,7 +40,7 @@ class ReplicaSet:
 
     def take_over(self) -> None:
         """Goes on with what the record says that there is."""
-        blueprint = self._blueprint
+        self.blueprint = blueprint = Blueprint.from_json(self._record.blueprint)
         self._registry.set_model(blueprint.plan_json, blueprint.engine_json)
         for number, left in sorted(self._record.replicas.items()):
             own = Blueprint.from_json(left.blueprint)
@@ -57,7 +60,7 @@ class ReplicaSet:
 
     def serves(self, spec: DeploymentSpec) -> bool:
         """Whether all replicas are built from `spec`."""
-        current = self._blueprint
+        current = self.blueprint
         built = {replica.blueprint.generation for replica in self._replicas.values()}
         return current.spec == spec and built == {current.generation}
 
@@ -70,7 +73,7 @@ class ReplicaSet:
         """
         async with self._changing:
             for _ in range(len(self._replicas), replicas):
-                await self._add(self._blueprint)
+                await self._add(self.blueprint)
             surplus = sorted(self._replicas)[replicas:]
             await asyncio.gather(*(self._retire(number) for number in surplus))
             self._record.wanted = replicas
@@ -86,7 +89,7 @@ class ReplicaSet:
             PlanError, ReplicaError: a new replica could not be built. Those not replaced yet go on.
         """
         async with self._changing:
-            before = self._blueprint
+            before = self.blueprint
             nodes = await asyncio.to_thread(ray_nodes)
             for replica in self._replicas.values():
                 nodes = replica.left(nodes)
@@ -114,17 +117,14 @@ class ReplicaSet:
         async with self._changing:
             for replica in self._replicas.values():
                 nodes = await asyncio.to_thread(ray_nodes)
-                await replica.return_to_plan(nodes, self._blueprint.spec.drain_s)
+                await replica.return_to_plan(nodes, self.blueprint.spec.drain_s)
 
     async def stop(self) -> None:
         """Ends all replicas."""
         await asyncio.gather(*(replica.stop() for replica in self._replicas.values()))
 
-    @property
-    def _blueprint(self) -> Blueprint:
-        return Blueprint.from_json(self._record.blueprint)
-
     def _adopt_blueprint(self, blueprint: Blueprint, wanted: int) -> None:
+        self.blueprint = blueprint
         self._record.blueprint, self._record.wanted = blueprint.to_json(), wanted
         self._record.write()
         self._registry.set_model(blueprint.plan_json, blueprint.engine_json)
@@ -148,7 +148,7 @@ class ReplicaSet:
             raise
 
     async def _retire(self, number: int) -> None:
-        await self._replicas[number].retire(self._blueprint.spec.drain_s)
+        await self._replicas[number].retire(self.blueprint.spec.drain_s)
         del self._replicas[number]
         self._publish()
 

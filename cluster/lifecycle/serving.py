@@ -11,20 +11,17 @@ from time import monotonic
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from cluster.gateway.config import GatewayConfig
 from cluster.gateway.server import Gateway
 from cluster.lifecycle.coordinator import Opened
-from cluster.lifecycle.ray_cluster import Say, ask, create_coordinator, join_or_start, mute_workers
+from cluster.lifecycle.ray_cluster import Say, ask, create_coordinator, end_coordinator, join_or_start
 from cluster.models import resolve_model
 from cluster.security.public_port import PublicPort
 from cluster.spec import DeploymentSpec
 from cluster.text import TokenizerMissing, load_tokenizer
 from partitioning.checkpoint import open_checkpoint
 from phalanx.v1 import registry_pb2
-
-_CLOSE_S = 20.0
 
 
 def checked(spec: DeploymentSpec) -> DeploymentSpec:
@@ -92,11 +89,7 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
             finally:
                 await gateway.stop()
         finally:
-            mute_workers()
-            with suppress(RayActorError, TimeoutError):
-                async with asyncio.timeout(_CLOSE_S):
-                    await coordinator.close.remote()
-            ray.kill(coordinator)
+            await end_coordinator(coordinator)
     finally:
         ray.shutdown()
 
