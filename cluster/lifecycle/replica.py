@@ -140,7 +140,7 @@ class ReplicaLife:
                 assert self._epoch is not None
                 detail = await self._epoch.lost()
                 failures = 0 if monotonic() - since > _SHORT_LIFE_S else failures + 1
-            except (EpochError, PlanError, OSError) as error:
+            except Exception as error:  # whatever it is, the replica has to live again
                 failures += 1
                 detail = reason(error)
                 if not self.first.done() and left is None:
