@@ -23,6 +23,8 @@ from workers.step import Step
 from workers.step_plan import Kind, control_plan
 
 _BEATS = 4  # times in the deadline of a step an idle engine tells its ranks that it lives
+_FEW_STREAMS = 16  # more of them have their tokens wait longer,
+_LONGEST_NEWS_S = 0.1  # up to this
 
 
 class EngineFull(RuntimeError):
@@ -58,7 +60,7 @@ class Engine:
         self._in_flight: deque[_InFlight] = deque()
         self._news: list[Output] = []
         self._unheard: set[int] = set()  # keys of requests of which nothing has been handed over
-        self._urgent = False  # whether some of the news may not wait
+        self._pressing: set[int] = set()  # keys of requests whose news may not wait
         self._handed_over = 0.0
         self._wake = threading.Condition()
         self._inbox: list[Request] = []
@@ -206,8 +208,10 @@ class Engine:
         self._context.progress.begin("sending the plan")
         self._context.send_plan(step.plan.pack())
         sent = perf_counter()
-        if self._urgent or sent - self._handed_over >= self._config.news_interval_s:
+        if sent - self._handed_over >= self._news_wait():
             self._hand_over(on_outputs)
+        elif self._pressing:
+            self._hand_over_pressing(on_outputs)
         self._seconds["send"] += sent - scheduled
         self._seconds["publish"] += perf_counter() - sent
         self._in_flight.append(_InFlight(step, started, self._runner.run(step.plan)))
@@ -245,7 +249,7 @@ class Engine:
         for output in outputs:
             if output.finish_reason is not None or output.key in self._unheard:
                 self._unheard.discard(output.key)
-                self._urgent = True
+                self._pressing.add(output.key)
         self._news += outputs
 
     def _hand_over(self, on_outputs: Callable[[list[Output]], None]) -> None:
@@ -260,8 +264,21 @@ class Engine:
         )
         if self._news:
             news, self._news = self._news, []
-            self._urgent, self._handed_over = False, perf_counter()
+            self._pressing.clear()
+            self._handed_over = perf_counter()
             on_outputs(news)
+
+    def _hand_over_pressing(self, on_outputs: Callable[[list[Output]], None]) -> None:
+        """The first and last tokens of some requests; those of the others go on waiting."""
+        pressing, self._pressing = self._pressing, set()
+        now = [output for output in self._news if output.key in pressing]
+        self._news = [output for output in self._news if output.key not in pressing]
+        on_outputs(now)
+
+    def _news_wait(self) -> float:
+        """Seconds that tokens wait now: it is messages that cost time, so many streams get longer ones, not more."""
+        interval = self._config.news_interval_s
+        return min(interval * max(1.0, self._scheduler.running / _FEW_STREAMS), max(interval, _LONGEST_NEWS_S))
 
 
 def _token_logprobs(table: Tensor, wanted: list[int]) -> list[TokenLogprob]:

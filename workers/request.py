@@ -123,7 +123,8 @@ class EngineConfig:
     in the running batch; see `workers.bounds`.
     `max_stretch`: how many times as long a prompt may make the steps of sequences that decode; see `workers.pacing`.
     `collective_timeout_s`: how long a step may stand still before the replica counts as hung.
-    `news_interval_s`: how long tokens may wait to be handed over together; a request's first and last never do.
+    `news_interval_s`: how long tokens may wait to be handed over together, of many streams longer (see `Engine`); a
+    request's first and last never do.
     """
 
     max_running: int = 64

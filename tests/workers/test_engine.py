@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,22 @@ def test_tokens_wait_for_each_other_except_the_first_and_the_last(model: Path) -
     assert all(isinstance(news, list) for news in handed)
     assert [sum(len(output.token_ids) for output in news) for news in handed] == [1, 29]  # type: ignore[union-attr]
     assert handed[1][-1].finish_reason is FinishReason.LENGTH  # type: ignore[index]
+
+
+def test_the_end_of_one_request_does_not_send_what_others_have(model: Path) -> None:
+    plan = plan_for(model)
+    short, long = (tuple(prompt) for prompt in prompts_of((12, 12), 307, seed=4))
+    few = SamplingParams(max_tokens=5, ignore_eos=True)
+    with thread_replica(plan, config_for(plan, news_interval_s=60.0)) as replica:
+        replica.engine.submit(Request(1, long, len(long), GREEDY))
+        replica.engine.submit(Request(2, short, len(short), few))
+        handed: list[Counter[int]] = []
+        while len(ended := [news[key] for news in handed for key in news if news[key] > 1]) < 2:
+            outputs = replica._outputs.get(timeout=30)
+            assert isinstance(outputs, list)
+            handed.append(Counter(output.key for output in outputs for _ in output.token_ids))
+    assert ended == [4, 29]
+    assert handed[-2:] == [{2: 4}, {1: 29}]
 
 
 def test_a_known_prefix_is_not_computed_again_and_changes_nothing(roomy: LocalReplica) -> None:
