@@ -61,3 +61,9 @@ def test_the_stubs_are_those_of_the_protocol(tmp_path: Path) -> None:
 def test_the_client_needs_neither_torch_nor_ray() -> None:
     code = "import sys, phalanx; assert not {'torch', 'ray', 'numpy', 'cluster', 'workers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=_ROOT / "proto", check=True)
+
+
+@pytest.mark.parametrize("module", ["cluster.cli", "cluster.gateway.server", "cluster.lifecycle.serving"])
+def test_only_ranks_wait_for_torch(module: str) -> None:
+    code = f"import sys, {module}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=_ROOT, check=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cluster.gateway.caller import ANYBODY, Caller
 from cluster.text import Detokenizer
 from phalanx.v1 import inference_pb2
-from workers.sampling.noise import derived_seed
+from workers.seeds import derived_seed
 
 MAX_OUTPUTS = 16
 MAX_STOPS = 16

@@ -7,14 +7,16 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import ray
 
 from partitioning.plan_json import plan_from_json
 from workers.lifeline import Lifeline
-from workers.rank import Rank
 from workers.request import EngineConfig, EngineLoad
-from workers.service import EngineService
+
+if TYPE_CHECKING:
+    from workers.service import EngineService
 
 _BEATS = 8  # signs of life within the deadline of a step
 
@@ -23,6 +25,8 @@ class RankActor:
     """Rank `rank` of a plan. `secret` is what the epoch's processes know of each other by."""
 
     def __init__(self, plan_json: str, engine_json: str, rank: int, secret: str) -> None:
+        from workers.rank import Rank  # torch takes a second to import, which the coordinator need not
+
         plan = plan_from_json(plan_json)
         mine = plan.ranks[rank]
         if mine.device.startswith("cuda"):
@@ -62,6 +66,8 @@ class RankActor:
 
     def serve(self, host: str) -> int:
         """Rank 0: generates a first token, then listens on `host`; returns the port. The lifeline tells of the end."""
+        from workers.service import EngineService
+
         self._service = EngineService(self._rank.engine)
         port = self._service.start(host)
         threading.Thread(target=self._work, args=(self._service.wait,), name="rank", daemon=True).start()

@@ -5,15 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from partitioning.model_spec import ModelSpec
 from partitioning.plan import Span
-from partitioning.quantised import Quantised
+
+if TYPE_CHECKING:  # torch takes a second to import, which describing a model need not
+    import torch
+
+    from partitioning.quantised import Quantised
 
 
 class CheckpointError(ValueError):

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from gguf import dequantize
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from partitioning.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, slice_bounds
-from partitioning.checkpoint.gguf_codes import GGUF_CODES
 from partitioning.checkpoint.gguf_header import read_gguf_header
 from partitioning.checkpoint.gguf_spec import ROPE_FACTORS, hf_name, read_gguf_spec
 from partitioning.checkpoint.tensors import check_tensors
 from partitioning.plan import Span
-from partitioning.quantised import GROUP, Quantised
+
+if TYPE_CHECKING:
+    import torch
+
+    from partitioning.quantised import Quantised
 
 Rows = slice | npt.NDArray[np.int64]
 
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BLOCKS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 _SUPPORTED = frozenset(_FLOATS) | frozenset(_BLOCKS)
 
@@ -55,6 +58,9 @@ class GgufFile(Checkpoint):
         return self._dequantised(tensor, self._file_rows(name, rows), cols)
 
     def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Quantised | None:
+        from partitioning.checkpoint.gguf_codes import GGUF_CODES  # needs torch
+        from partitioning.quantised import GROUP
+
         tensor = self._stored.get(name)
         if tensor is None:
             raise self._unknown(name)
@@ -74,13 +80,15 @@ class GgufFile(Checkpoint):
 
     def _dequantised(self, tensor: StoredTensor, rows: Rows, cols: Span) -> torch.Tensor:
         """[rows, cols] of a tensor, a vector counting as one row. Whole blocks are read, then trimmed to `cols`."""
+        import torch  # not to describe a model
+
         kind = GGMLQuantizationType[tensor.type]
         block_values, _ = GGML_QUANT_SIZES[kind]
         blocks = self._blocks(tensor, rows, cols)
         if not blocks.size:
-            return torch.empty(len(blocks), len(cols), dtype=_FLOATS.get(tensor.type, torch.float32))
+            return torch.empty(len(blocks), len(cols), dtype=getattr(torch, _FLOATS.get(tensor.type, "float32")))
         if tensor.type in _FLOATS:
-            return torch.from_numpy(blocks).view(_FLOATS[tensor.type])
+            return torch.from_numpy(blocks).view(getattr(torch, _FLOATS[tensor.type]))
         values = torch.from_numpy(dequantize(blocks, kind))
         skipped = cols.start // block_values * block_values
         return values[:, cols.start - skipped : cols.stop - skipped].contiguous()

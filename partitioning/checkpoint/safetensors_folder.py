@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from partitioning.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, slice_bounds
@@ -17,6 +16,9 @@ from partitioning.checkpoint.hf_config import read_hf_config
 from partitioning.checkpoint.tensors import check_tensors
 from partitioning.model_spec import DType
 from partitioning.plan import Span
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -62,6 +64,8 @@ class SafetensorsFolder(Checkpoint):
         super().__init__(spec)
 
     def read(self, name: str, rows: Span | None = None, cols: Span | None = None) -> torch.Tensor:
+        import torch  # not to describe a model
+
         tensor = self._stored.get(name)
         if tensor is None:
             raise CheckpointError(f"{self.spec.name} has no tensor {name}")

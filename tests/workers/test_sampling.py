@@ -13,7 +13,8 @@ from tests.workers.test_collectives import on_every_rank
 from workers.collectives import Group, SoloGroup
 from workers.request import SamplingParams
 from workers.sampling import Sampled, Sampler
-from workers.sampling.noise import gumbel, row_keys, token_keys
+from workers.sampling.noise import gumbel, token_keys
+from workers.seeds import row_keys
 from workers.step_plan import ADMISSION, Kind, StepPlan, admission
 
 VOCAB = 307

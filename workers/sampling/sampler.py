@@ -13,8 +13,9 @@ from torch import Tensor
 from partitioning.plan import Span
 from workers.collectives import Group
 from workers.sampling.filtered import filtered_candidates
-from workers.sampling.noise import gumbel, row_keys, token_keys
+from workers.sampling.noise import gumbel, token_keys
 from workers.sampling.state import SamplingState
+from workers.seeds import row_keys
 from workers.step_plan import StepPlan
 
 
