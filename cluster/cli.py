@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cluster.commands import ask, chat, demo, gateway, generate, models, plan, roll, scale, serve, status, token
+from cluster.commands import ask, chat, demo, gateway, generate, models, plan, roll, scale, secret, serve, status, token
 
 _OURS = ("cluster", "partitioning", "workers", "phalanx")
 
@@ -25,6 +25,7 @@ app.command("scale")(scale.scale)
 app.command("roll")(roll.roll)
 app.command("drain")(scale.drain)
 app.command("stop")(roll.stop)
+app.command("secret")(secret.secret)
 app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)

@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from cluster.security.tls import ServerTls
 from partitioning.checkpoint.files import read_bytes
 from partitioning.model_spec import CacheType, DType, WeightType
+from workers.security.peers import PeerTls
+from workers.security.tls import ServerTls
 
 _MOST_BYTES = 1 << 20
 _MOST_FAULTS = 5
+_EVERY = ("0.0.0.0", "[::]", "*")
 
 
 def _seconds(duration: object) -> object:
@@ -111,10 +113,18 @@ class DeploymentSpec(BaseModel):
     registry_listen: Annotated[
         str | None,
         Field(
-            pattern=r"^.+:\d{1,5}$",
-            description="Where the coordinator tells gateways of replicas, as host:port. Default: any port, of "
-            "127.0.0.1 on a cluster of one node, else of the node's address.",
+            pattern=r"^.*:\d{1,5}$",
+            description="Where the coordinator tells gateways of replicas, as host:port, or :port for that port of its "
+            "node's Ray address. Default: any port, of 127.0.0.1 on a cluster of one node, else of the node's address.",
         ),
+    ] = None
+    registry_secret: Annotated[
+        Path | None,
+        Field(description="A file with what gateways show the registry. Default: the coordinator makes a secret up."),
+    ] = None
+    internal_tls: Annotated[
+        PeerTls | None,
+        Field(description="certificate, key and ca (PEM files on every node): TLS between the deployment's processes."),
     ] = None
     listen: Annotated[str, Field(pattern=r"^.+:\d{1,5}$", description="Where the gateway listens, as host:port.")] = (
         "127.0.0.1:50051"
@@ -136,6 +146,11 @@ class DeploymentSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.registry_listen is not None and self.registry_listen.rpartition(":")[0] in _EVERY:
+            raise ValueError(
+                f"registry_listen: {self.registry_listen} would be every address of its node; leave the host out, as "
+                f"in :{self.registry_listen.rpartition(':')[2]}, for the node's address in the Ray cluster"
+            )
         if self.auto and (self.tp or self.pp or self.layer_split):
             raise ValueError("auto chooses tp, pp and layer_split: leave these out")
         return self

@@ -13,7 +13,7 @@ from cluster.spec import DeploymentSpec
 
 SCHEMA = Path(__file__).parent / "phalanx/values.schema.json"
 # Where gateways and registry listen, and who may reach them, is for the chart's own values to say.
-_FIXED = ("listen", "registry_listen", "tls", "tokens", "insecure")
+_FIXED = ("listen", "registry_listen", "registry_secret", "internal_tls", "tls", "tokens", "insecure")
 
 
 def spec_schema() -> dict[str, Any]:

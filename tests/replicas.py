@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from workers.engine import Engine
 from workers.local import LocalReplica
 from workers.rank import Rank
 from workers.request import EngineConfig, FinishReason, Output, Request, SamplingParams
+from workers.security.secret import new_secret
 
 HOST = "127.0.0.1"
 
@@ -47,12 +47,12 @@ def rank_threads(plan: Plan, config: EngineConfig) -> Iterator[Engine]:
     """Starts every rank of `plan` in a thread but for the first, whose engine is yielded, to be run by the caller."""
     ranks = [Rank(plan, number, config) for number in range(len(plan.ranks))]
     port = ranks[0].open_store(HOST)
-    epoch = uuid.uuid4().hex
+    secret = new_secret()
     failures: list[BaseException] = []
 
     def follow(rank: Rank) -> None:
         try:
-            rank.join(HOST, port, epoch)
+            rank.join(HOST, port, secret)
             rank.load()
             rank.follow()
         except BaseException as error:
@@ -62,7 +62,7 @@ def rank_threads(plan: Plan, config: EngineConfig) -> Iterator[Engine]:
     threads = [threading.Thread(target=follow, args=(rank,), daemon=True) for rank in ranks[1:]]
     for thread in threads:
         thread.start()
-    ranks[0].join(HOST, port, epoch)
+    ranks[0].join(HOST, port, secret)
     ranks[0].load()
     try:
         yield ranks[0].engine

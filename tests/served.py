@@ -18,7 +18,11 @@ from phalanx.v1 import registry_pb2
 from tests.replicas import HOST, rank_threads
 from workers.engine import Engine
 from workers.request import EngineConfig, Output
+from workers.security.peers import PeerTls
+from workers.security.secret import new_secret
 from workers.server import ReplicaServer
+
+SECRET = new_secret()  # the registry's
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Served:
     gateways: list[Gateway]
     registry: Registry
     registry_address: str
+    link_secrets: dict[int, str] = field(default_factory=dict)
     replicas: dict[int, registry_pb2.Replica] = field(default_factory=dict)
     engines: dict[int, Engine] = field(default_factory=dict)
     servers: dict[int, ReplicaServer] = field(default_factory=dict)
@@ -48,29 +53,36 @@ class Served:
     async def lose(self, replica: int) -> None:
         await self.servers[replica].stop()
         self.replicas.pop(replica)
-        self.registry.set_replicas(self.replicas.values())
+        self.registry.set_replicas(self.replicas.values(), self.link_secrets)
 
 
 @asynccontextmanager
 async def served(
-    plan: Plan, config: EngineConfig, replicas: int = 1, gateways: int = 1, step_s: float = 0.0, **options: object
+    plan: Plan,
+    config: EngineConfig,
+    replicas: int = 1,
+    gateways: int = 1,
+    step_s: float = 0.0,
+    internal_tls: PeerTls | None = None,
+    **options: object,
 ) -> AsyncIterator[Served]:
     """Serves `plan` with so many replicas and gateways; `options` are those of GatewayConfig. Steps take at least
     `step_s` seconds, so that streams last long enough for what is to happen to them."""
     async with AsyncExitStack() as stack:
-        registry = Registry("test")
+        registry = Registry("test", lambda: [SECRET], tls=internal_tls)
         port = await registry.start(HOST)
         stack.push_async_callback(registry.stop)
         result = Served([], [], registry, f"{HOST}:{port}")
         for _ in range(gateways):
-            gateway = Gateway(GatewayConfig(f"{HOST}:0", result.registry_address, **options))  # type: ignore[arg-type]
+            fields = {"internal_tls": internal_tls, "registry_secret": SECRET, **options}
+            gateway = Gateway(GatewayConfig(f"{HOST}:0", result.registry_address, **fields))  # type: ignore[arg-type]
             result.addresses.append(f"{HOST}:{await gateway.start()}")
             result.gateways.append(gateway)
             stack.push_async_callback(gateway.stop)
         for number in range(replicas):
-            await stack.enter_async_context(_replica(result, number, plan, config, step_s))
+            await stack.enter_async_context(_replica(result, number, plan, config, step_s, internal_tls))
         registry.set_model(plan_to_json(plan), json.dumps(dataclasses.asdict(config)))
-        registry.set_replicas(result.replicas.values())
+        registry.set_replicas(result.replicas.values(), result.link_secrets)
         async with asyncio.timeout(30):
             for gateway in result.gateways:
                 await gateway.ready()
@@ -80,10 +92,13 @@ async def served(
 
 
 @asynccontextmanager
-async def _replica(result: Served, number: int, plan: Plan, config: EngineConfig, step_s: float) -> AsyncIterator[None]:
+async def _replica(
+    result: Served, number: int, plan: Plan, config: EngineConfig, step_s: float, tls: PeerTls | None
+) -> AsyncIterator[None]:
     ranks = rank_threads(plan, config)
     engine = await asyncio.to_thread(ranks.__enter__)
-    server = ReplicaServer(engine)
+    result.link_secrets[number] = new_secret()
+    server = ReplicaServer(engine, result.link_secrets[number], tls)
     port = await server.start(HOST)
 
     def hand_over(outputs: list[Output]) -> None:

@@ -8,7 +8,6 @@ import queue
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from partitioning.plan_json import plan_from_json, plan_to_json
 from workers.engine import Engine, EngineFull, EngineStopped
 from workers.rank import Rank
 from workers.request import EngineConfig, Output, Request
+from workers.security.secret import new_secret
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LOOPBACK = "127.0.0.1"
@@ -101,20 +101,20 @@ def local_replica(plan: Plan, config: EngineConfig) -> Iterator[LocalReplica]:
         rank = Rank(plan, 0, config)
         stack.callback(rank.close)
         port = rank.open_store(_LOOPBACK)
-        epoch = uuid.uuid4().hex
+        secret = new_secret()
         followers = []
         for number in range(1, len(plan.ranks)):
-            follower = _spawn(plan, number, config, port, epoch)
+            follower = _spawn(plan, number, config, port, secret)
             stack.callback(_reap, follower)
             followers.append(follower)
-        rank.join(_LOOPBACK, port, epoch)
+        rank.join(_LOOPBACK, port, secret)
         rank.load()
         replica = LocalReplica(rank.engine, followers)
         stack.callback(replica.stop)
         yield replica
 
 
-def _spawn(plan: Plan, rank: int, config: EngineConfig, port: int, epoch: str) -> subprocess.Popen[str]:
+def _spawn(plan: Plan, rank: int, config: EngineConfig, port: int, secret: str) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-m", "workers.local"],
@@ -125,7 +125,7 @@ def _spawn(plan: Plan, rank: int, config: EngineConfig, port: int, epoch: str) -
         start_new_session=True,
     )
     assert process.stdin is not None
-    job = {"plan": plan_to_json(plan), "rank": rank, "config": asdict(config), "port": port, "epoch": epoch}
+    job = {"plan": plan_to_json(plan), "rank": rank, "config": asdict(config), "port": port, "secret": secret}
     process.stdin.write(json.dumps(job) + "\n")
     process.stdin.flush()
     return process
@@ -144,7 +144,7 @@ def _follow() -> None:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     rank = Rank(plan_from_json(job["plan"]), job["rank"], EngineConfig.of(job["config"]))
-    rank.join(_LOOPBACK, job["port"], job["epoch"])
+    rank.join(_LOOPBACK, job["port"], job["secret"])
     rank.load()
     rank.follow()
     rank.close()

@@ -24,6 +24,8 @@ from workers.collectives.shared_file import SharedFiles, host_key
 from workers.collectives.shared_memory import SharedMemoryGroup, group_bytes
 from workers.native.library import library
 from workers.progress import Progress, Pulse
+from workers.rendezvous import SignedStore, prove
+from workers.security.secret import derived
 from workers.step_plan import Ints
 
 _PLAN, _HIDDEN, _RESULT = 1, 2, 3  # message tags
@@ -68,7 +70,8 @@ class ParallelContext:
     `native` says whether every rank of the replica has the native library; `progress` what this rank is doing.
 
     Args:
-        store: reached by all ranks; `epoch_key` keeps one life of a replica apart from the next.
+        store: reached by all ranks; only what is signed with `secret`, which the ranks of one life of a replica share,
+            is heeded there.
         address: of this rank, for the others to connect to.
         device: of this rank's tensors; decides between NCCL and Gloo or shared memory.
         host: the same for ranks that can share memory, which is found out if it is not given.
@@ -79,7 +82,7 @@ class ParallelContext:
         plan: Plan,
         rank: int,
         store: Store,
-        epoch_key: str,
+        secret: str,
         address: str,
         device: torch.device,
         timeout_s: float,
@@ -93,7 +96,9 @@ class ParallelContext:
         self._address = address
         self.progress = Progress()
         self._groups: list[Any] = []
-        store = PrefixStore(epoch_key, store)
+        self._secret = secret
+        self._plain = PrefixStore(derived(secret, "nccl"), store)
+        self._signed = store = SignedStore(store, secret)  # kept: torch holds on to its C++ half alone
         self._hosts = self._meet(store, host or host_key())
         self.native = all(self._hosts)
         here = [peer for peer, there in enumerate(self._hosts) if there == self._hosts[rank]]
@@ -105,7 +110,7 @@ class ParallelContext:
             self._channels = self._open_channels(files, store)
         self.stage: Group = self._control
         if device.type == "cuda" and plan.tp > 1:
-            self.stage = ProcessGroup(self._nccl(PrefixStore(f"stage{mine.stage}/nccl", store), mine.tp_rank, plan.tp))
+            self.stage = ProcessGroup(self._nccl(f"stage{mine.stage}", mine.tp_rank, plan.tp))
 
     def send_plan(self, words: Ints) -> None:
         """Rank 0: hands a StepPlan to every other rank, without waiting for them."""
@@ -224,7 +229,7 @@ class ParallelContext:
         ):
             gloo = self._gloo(PrefixStore("world", store), self._rank, self._ranks)
         if links and self._device.type == "cuda":
-            nccl = self._nccl(PrefixStore("between", store), self._rank, self._ranks)
+            nccl = self._nccl("between", self._rank, self._ranks)
         channels: dict[_Link, Channel] = {}
         for link in links:
             if self._rank not in (link.sender, link.receiver):
@@ -270,14 +275,16 @@ class ParallelContext:
         options._devices = [ProcessGroupGloo.create_device(hostname=self._address)]
         group = ProcessGroupGloo(store, rank, size, options)
         self._groups.append(group)
+        prove(group, self._secret, torch.device("cpu"))
         return group
 
-    def _nccl(self, store: Store, rank: int, size: int) -> Any:
+    def _nccl(self, name: str, rank: int, size: int) -> Any:
         # Builds of torch for CPUs have no NCCL.
         from torch._C._distributed_c10d import ProcessGroupNCCL
 
         options = ProcessGroupNCCL.Options()
         options._timeout = timedelta(seconds=self._timeout_s)
-        group = ProcessGroupNCCL(store, rank, size, options)
+        group = ProcessGroupNCCL(PrefixStore(name, self._plain), rank, size, options)
         self._groups.append(group)
+        prove(group, self._secret, self._device)
         return group

@@ -37,13 +37,18 @@ class Rank:
         self._store = open_store(host, self._config.collective_timeout_s)
         return int(self._store.port)
 
-    def join(self, host: str, port: int, epoch_key: str, address: str | None = None) -> None:
-        """Meets the other ranks; returns when all have come. `address` is this rank's own, if not `host`."""
+    def join(self, host: str, port: int, secret: str, address: str | None = None) -> None:
+        """Meets the other ranks, which know the same `secret`; returns when all have come. `address` is this rank's
+        own, if not `host`.
+
+        Raises:
+            Impostor: somebody without the secret is among them.
+        """
         timeout = _PATIENCE * self._config.collective_timeout_s
         if self._store is None:
             self._store = join_store(host, port, timeout)
         self._context = ParallelContext(
-            self._plan, self._rank, self._store, epoch_key, address or host, self._device, timeout
+            self._plan, self._rank, self._store, secret, address or host, self._device, timeout
         )
 
     def load(self) -> int:

@@ -12,6 +12,8 @@ from phalanx.v1 import inference_pb2, replica_pb2, replica_pb2_grpc
 from workers.engine import Engine, EngineFull, EngineStopped
 from workers.outbox import Outbox
 from workers.request import FinishReason, Output, Request, SamplingParams
+from workers.security.peers import PeerTls, bind
+from workers.security.secret import SecretCheck
 
 _BEAT_S = 1.0  # a gateway hears at least this often that this process lives, and how far its steps are
 
@@ -41,13 +43,15 @@ class _Connection:
 
 
 class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
-    """Serves `phalanx.v1.ReplicaLink` for one engine.
+    """Serves `phalanx.v1.ReplicaLink` for one engine, to gateways that show `secret`.
 
     Hand `on_outputs` to `Engine.run`; everything else runs on the event loop that `start` was called on.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, secret: str, tls: PeerTls | None = None) -> None:
         self._engine = engine
+        self._tls = tls
+        self._check = SecretCheck(lambda: [secret], "gateways learn it from the coordinator's registry")
         self._owners: dict[int, tuple[_Connection, int]] = {}  # by the engine's key
         self._last_key = 0
         self._connections: set[_Connection] = set()
@@ -60,12 +64,13 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         """Listens on host:port; returns the port.
 
         Raises:
+            SecurityError: the certificates cannot be used.
             RuntimeError: the address cannot be bound.
         """
         self._loop = asyncio.get_running_loop()
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[self._check], options=SERVER_OPTIONS)
         replica_pb2_grpc.add_ReplicaLinkServicer_to_server(self, self._server)
-        bound = self._server.add_insecure_port(f"{host}:{port}")
+        bound = bind(self._server, f"{host}:{port}", self._tls)
         await self._server.start()
         self._beats = asyncio.create_task(self._beat())
         return bound

@@ -7,6 +7,7 @@ import threading
 
 from workers.engine import Engine
 from workers.request import EngineLoad, Output, Request, SamplingParams
+from workers.security.peers import PeerTls
 from workers.server import ReplicaServer
 
 _WARM_UP = SamplingParams(max_tokens=2, ignore_eos=True)
@@ -14,11 +15,11 @@ _WARM_UP_KEY = 0  # the server counts its keys from 1
 
 
 class EngineService:
-    """Call `start`; then `wait` returns or raises when the engine has ended."""
+    """Serves gateways that show `secret`. Call `start`; then `wait` returns or raises when the engine has ended."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, secret: str, tls: PeerTls | None = None) -> None:
         self._engine = engine
-        self._server = ReplicaServer(engine)
+        self._server = ReplicaServer(engine, secret, tls)
         self._loop = asyncio.new_event_loop()
         self._warm = threading.Event()
         self._failure: BaseException | None = None
@@ -30,6 +31,7 @@ class EngineService:
 
         Raises:
             CollectiveStalled: a rank is gone.
+            SecurityError: the certificates cannot be used.
             RuntimeError: the address cannot be listened on.
         """
         self._steps.start()

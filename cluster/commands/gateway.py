@@ -12,15 +12,24 @@ from cluster.commands.protection import (
     CertificateOption,
     ClientCaOption,
     InsecureOption,
+    InternalCaOption,
+    InternalCertificateOption,
+    InternalKeyOption,
+    InternalNameOption,
     KeyOption,
+    RegistrySecretOption,
     TokensOption,
+    peer_tls,
     server_tls,
+    shown_secret,
 )
 from cluster.gateway.config import GatewayConfig
+from workers.security.peers import PeerTls
 
 
 def gateway(
     registry: Annotated[str, typer.Option(help="The coordinator's registry, as HOST:PORT (phalanx serve says it).")],
+    registry_secret: RegistrySecretOption = None,
     listen: Annotated[str, typer.Option(help="Where to listen, as HOST:PORT.")] = "127.0.0.1:50052",
     tokenizer: Annotated[
         str | None, typer.Option(help="A folder or GGUF file to take the tokenizer from, if the model is not here.")
@@ -38,11 +47,16 @@ def gateway(
     client_ca: ClientCaOption = None,
     tokens: TokensOption = None,
     insecure: InsecureOption = False,
+    internal_certificate: InternalCertificateOption = None,
+    internal_key: InternalKeyOption = None,
+    internal_ca: InternalCaOption = None,
+    internal_name: InternalNameOption = PeerTls.name,
 ) -> None:
     """Run a further gateway, on this machine or another, until Ctrl-C or SIGTERM."""
     config = GatewayConfig(
         listen,
         registry,
+        shown_secret(registry_secret),
         max_sequences,
         recovery_s,
         tokenizer,
@@ -50,6 +64,7 @@ def gateway(
         server_tls(certificate, key, client_ca),
         tokens,
         insecure,
+        peer_tls(internal_certificate, internal_key, internal_ca, internal_name),
     )
     asyncio.run(_gateway(config, drain_s))
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.commands import KV_CACHE_HELP, WEIGHTS_HELP, say
+from cluster.commands.protection import REGISTRY_SECRET_HELP
 from cluster.spec import DeploymentSpec
 from partitioning.model_spec import CacheType, DType, WeightType
 
@@ -32,6 +33,10 @@ def serve(
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of a replica's KV cache.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the deployment, unique in the cluster.")] = None,
     listen: Annotated[str | None, typer.Option(help="Where the gateway listens, as HOST:PORT.")] = None,
+    registry_secret: Annotated[
+        Path | None,
+        typer.Option(envvar="PHALANX_REGISTRY_SECRET_FILE", help=f"A file with {REGISTRY_SECRET_HELP}."),
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond this machine without TLS or tokens.")
     ] = None,
@@ -61,6 +66,7 @@ def serve(
         "kv_cache_tokens": kv_cache_tokens,
         "name": name,
         "listen": listen,
+        "registry_secret": registry_secret,
         "insecure": insecure,
     }
     fields: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
@@ -77,7 +83,8 @@ async def _detach(spec: DeploymentSpec) -> None:
 
     registry = await apply(checked(spec), say)
     say(f"{spec.name} is ready, and goes on until: phalanx stop {spec.name}. A gateway for it, anywhere:")
-    say(f"  phalanx gateway --registry {registry}")
+    say(f"  phalanx secret {spec.name} --file FILE    # here: what the registry lets gateways in by")
+    say(f"  phalanx gateway --registry {registry} --registry-secret FILE")
 
 
 async def _serve(spec: DeploymentSpec) -> None:

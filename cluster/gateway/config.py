@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.security.tls import ServerTls
+from workers.security.peers import PeerTls
+from workers.security.tls import ServerTls
 
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """`listen` is host:port (port 0 for any), `registry` the coordinator's host:port, or several of them with commas.
+    """`listen` is host:port (port 0 for any), `registry` the coordinator's host:port, or several of them with commas,
+    `registry_secret` what is shown there, or a file with it. `internal_tls` is for what it calls within the cluster.
 
     `max_sequences` are generated at once, more are told to come again. A stream whose replica is lost waits up to
     `recovery_s` seconds for another. `tokenizer` is a checkpoint to take the tokenizer from, when the model's own path
@@ -21,6 +23,7 @@ class GatewayConfig:
 
     listen: str
     registry: str
+    registry_secret: str | Path
     max_sequences: int = 1024
     recovery_s: float = 120.0
     tokenizer: str | None = None
@@ -28,3 +31,4 @@ class GatewayConfig:
     tls: ServerTls | None = None
     tokens: Path | None = None
     insecure: bool = False
+    internal_tls: PeerTls | None = None

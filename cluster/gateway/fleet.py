@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from cluster.gateway.link import Link, Patience
 from cluster.router import least_loaded
 from phalanx.v1 import registry_pb2
+from workers.security.peers import Dialler
 
 # A replica that drains finishes what it has.
 _SERVING = (registry_pb2.REPLICA_STATE_READY, registry_pb2.REPLICA_STATE_DRAINING)
@@ -21,8 +22,12 @@ class Fleet:
     """
 
     def __init__(
-        self, on_change: Callable[[], None] = lambda: None, on_registry: Callable[[str], None] = lambda address: None
+        self,
+        on_change: Callable[[], None] = lambda: None,
+        on_registry: Callable[[str], None] = lambda address: None,
+        dialler: Dialler | None = None,
     ) -> None:
+        self._dialler = dialler or Dialler(None)
         self._on_change, self._on_registry = on_change, on_registry
         self.patience = Patience()
         self._links: dict[tuple[int, int], Link] = {}  # by replica and epoch
@@ -42,8 +47,9 @@ class Fleet:
         ready = registry_pb2.REPLICA_STATE_READY
         return [link for link in self._links.values() if link.connected and link.replica.state == ready]
 
-    def update(self, replicas: Collection[registry_pb2.Replica]) -> None:
-        """Connects to the replicas that are ready now, and leaves those that are not."""
+    def update(self, replicas: Collection[registry_pb2.Replica], link_secrets: Mapping[int, str]) -> None:
+        """Connects to the replicas that are ready now, and leaves those that are not. `link_secrets`, by the replica's
+        id, are shown to them."""
         self._replicas = list(replicas)
         ready = {(r.id, r.epoch): r for r in replicas if r.state in _SERVING}
         for key in self._links.keys() - ready.keys():
@@ -51,7 +57,8 @@ class Fleet:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         for key in ready.keys() - self._links.keys():
-            self._links[key] = Link(ready[key], self.patience, self._notice, self._on_registry)
+            secret = link_secrets.get(ready[key].id, "")
+            self._links[key] = Link(ready[key], secret, self._dialler, self.patience, self._notice, self._on_registry)
         for key, replica in ready.items():
             self._links[key].replica = replica
         self._notice()
@@ -68,7 +75,7 @@ class Fleet:
     async def close(self) -> None:
         """Leaves every replica. What is running on them is not waited for, and goes nowhere else."""
         self.closed = True
-        self.update([])
+        self.update([], {})
         await asyncio.gather(*self._closing)
 
     def _notice(self) -> None:

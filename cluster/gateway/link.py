@@ -16,6 +16,8 @@ from cluster.gateway.calls import CHANNEL_OPTIONS
 from cluster.router import Burden
 from phalanx.cancellation import raise_if_cancelled
 from phalanx.v1 import registry_pb2, replica_pb2, replica_pb2_grpc
+from workers.security.peers import Dialler
+from workers.security.secret import showing
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ class _Sequence:
 
 
 class Link:
-    """Keeps one `ReplicaLink.Attach` stream open and hands every sequence its news. Lives on one event loop.
+    """Keeps one `ReplicaLink.Attach` stream open, for which it shows the epoch's `secret`, and hands every sequence its
+    news. Lives on one event loop.
 
     A replica from which nothing is heard for `patience.silent_s`, or whose steps do not move for `patience.still_s`
     while it has sequences of this gateway, counts as lost until it speaks again. `on_registry` is told where a replica
@@ -53,10 +56,13 @@ class Link:
     def __init__(
         self,
         replica: registry_pb2.Replica,
+        secret: str,
+        dialler: Dialler,
         patience: Patience,
         on_change: Callable[[], None],
         on_registry: Callable[[str], None],
     ) -> None:
+        self._secret, self._dialler = secret, dialler
         self._patience = patience
         self._on_registry = on_registry
         self._registry = ""
@@ -120,7 +126,8 @@ class Link:
                 await self._attach()
             except grpc.aio.AioRpcError as error:
                 raise_if_cancelled()
-                log.debug("replica %d: %s", self.replica.id, error.details())
+                level = logging.WARNING if error.code() is grpc.StatusCode.UNAUTHENTICATED else logging.DEBUG
+                log.log(level, "replica %d: %s", self.replica.id, error.details())
             except TimeoutError:
                 log.warning("replica %d, epoch %d: %s", self.replica.id, self.replica.epoch, self._complaint())
             finally:
@@ -128,8 +135,8 @@ class Link:
             await asyncio.sleep(_RETRY_S)
 
     async def _attach(self) -> None:
-        async with grpc.aio.insecure_channel(self.replica.address, options=CHANNEL_OPTIONS) as channel:
-            call = replica_pb2_grpc.ReplicaLinkStub(channel).Attach()
+        async with self._dialler.channel(self.replica.address, CHANNEL_OPTIONS) as channel:
+            call = replica_pb2_grpc.ReplicaLinkStub(channel).Attach(metadata=showing(self._secret))
             writer = asyncio.create_task(self._write(call))
             try:
                 self._moved = monotonic()

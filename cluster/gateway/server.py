@@ -23,9 +23,11 @@ from cluster.gateway.probes import ProbeServer
 from cluster.gateway.service import InferenceService
 from cluster.gateway.watch import RegistryWatch
 from cluster.security.public_port import PublicPort
+from cluster.security.registry_secret import ShownSecret
 from partitioning.plan_json import plan_from_json
 from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
 from workers.request import EngineConfig
+from workers.security.peers import Dialler
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Gateway:
     """`start` it, `stop` it; `on_news` is called with every message of the coordinator.
 
     Raises:
-        SecurityError: the certificates or tokens cannot be used, or the address needs them.
+        SecurityError: certificates, tokens or the registry's secret cannot be used, or the address needs them.
     """
 
     def __init__(
@@ -55,8 +57,11 @@ class Gateway:
         self._port = PublicPort(config.listen, config.tls, config.tokens, config.insecure)
         self._on_news = on_news
         self._admission = Admission(config.max_sequences)
-        self._watch = RegistryWatch(config.registry.split(","), f"gateway-{uuid.uuid4().hex[:8]}", self._take)
-        self._fleet = Fleet(self._update_health, self._watch.moved)
+        dialler = Dialler(config.internal_tls)
+        own = f"gateway-{uuid.uuid4().hex[:8]}"
+        secret = ShownSecret(config.registry_secret)
+        self._watch = RegistryWatch(config.registry.split(","), secret, dialler, own, self._take)
+        self._fleet = Fleet(self._update_health, self._watch.moved, dialler)
         self._inference = InferenceService(self._fleet, self._admission, config.recovery_s)
         self._admin = AdminService(self._fleet, self._admission, self.drain, self._watch.scale)
         self._health = health.aio.HealthServicer()
@@ -132,7 +137,7 @@ class Gateway:
         if news.plan_json and news.plan_json != self._admin.news.plan_json:
             self._inference.model = await asyncio.to_thread(self._read_model, news)
         self._admin.news = news
-        self._fleet.update(news.replicas)
+        self._fleet.update(news.replicas, news.link_secrets)
         self._on_news(news)
 
     def _read_model(self, news: registry_pb2.WatchResponse) -> ServedModel:

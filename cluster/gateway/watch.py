@@ -9,8 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 import grpc
 
 from cluster.gateway.calls import CHANNEL_OPTIONS
+from cluster.security.registry_secret import ShownSecret
 from phalanx.cancellation import raise_if_cancelled
 from phalanx.v1 import registry_pb2, registry_pb2_grpc
+from workers.security.peers import Dialler
+from workers.security.secret import showing
 
 log = logging.getLogger(__name__)
 
@@ -19,37 +22,47 @@ _RETRY_S = 0.5
 
 class RegistryWatch:
     """Hands every message of the coordinator to `take`. It is called at `addresses` (host:port) in turn, for as long as
-    it takes; a coordinator that comes back elsewhere lets the replicas tell where (`moved`)."""
+    it takes, and shown `secret`; a coordinator that comes back elsewhere lets the replicas tell where (`moved`)."""
 
     def __init__(
         self,
         addresses: Sequence[str],
+        secret: ShownSecret,
+        dialler: Dialler,
         gateway_id: str,
         take: Callable[[registry_pb2.WatchResponse], Awaitable[None]],
     ) -> None:
         self._addresses = list(addresses)
+        self._secret, self._dialler = secret, dialler
         self._gateway_id = gateway_id
         self._take = take
-        self._away = False
+        self._complaint = ""
 
     async def run(self) -> None:
         """Follows the registry for ever."""
         while True:
             address = self._addresses[0]
             try:
-                async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-                    stub = registry_pb2_grpc.RegistryStub(channel)
-                    async for message in stub.Watch(registry_pb2.WatchRequest(gateway_id=self._gateway_id)):
-                        self._away = False
+                async with self._dialler.channel(address, CHANNEL_OPTIONS) as channel:
+                    request = registry_pb2.WatchRequest(gateway_id=self._gateway_id)
+                    shown = showing(self._secret.current)
+                    async for message in registry_pb2_grpc.RegistryStub(channel).Watch(request, metadata=shown):
+                        self._complaint = ""
                         await self._take(message)
             except grpc.aio.AioRpcError as error:
                 raise_if_cancelled()
-                if not self._away:
-                    log.warning("the coordinator at %s does not answer (%s); calling again", address, error.details())
-                self._away = True
+                self._complain(address, error)
             if self._addresses[0] == address:
                 self._addresses.append(self._addresses.pop(0))
             await asyncio.sleep(_RETRY_S)
+
+    def _complain(self, address: str, error: grpc.aio.AioRpcError) -> None:
+        """Says once that the coordinator is away, and once that it refuses this gateway."""
+        refused = error.code() is grpc.StatusCode.UNAUTHENTICATED
+        complaint = "refuses this gateway" if refused else "does not answer"
+        if not self._complaint or (refused and self._complaint != complaint):
+            log.warning("the coordinator at %s %s (%s); calling again", address, complaint, error.details())
+            self._complaint = complaint
 
     def moved(self, address: str) -> None:
         """The registry is said to be at `address` now."""
@@ -63,7 +76,8 @@ class RegistryWatch:
         Raises:
             grpc.aio.AioRpcError: there cannot be so many, or the coordinator does not answer.
         """
-        async with grpc.aio.insecure_channel(self._addresses[0], options=CHANNEL_OPTIONS) as channel:
+        async with self._dialler.channel(self._addresses[0], CHANNEL_OPTIONS) as channel:
             request = registry_pb2.ScaleRequest(replicas=replicas)
-            response = await registry_pb2_grpc.RegistryStub(channel).Scale(request, timeout=timeout)
+            stub = registry_pb2_grpc.RegistryStub(channel)
+            response = await stub.Scale(request, metadata=showing(self._secret.current), timeout=timeout)
             return int(response.ready)

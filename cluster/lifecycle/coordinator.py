@@ -21,32 +21,34 @@ from cluster.lifecycle.replica_set import ReplicaSet
 from cluster.spec import DeploymentSpec
 from cluster.topology import ray_nodes
 from partitioning.plan import PlanError
+from workers.security.secret import new_secret
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 10.0  # how often it is looked whether a replica in another cut can return to the planned one
 _DEVICES_S = 2.0  # between looks for devices that are waited for
-_EVERY = ("0.0.0.0", "[::]")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Where the registry is, as host:port, and the plan."""
+    """Where the registry is, as host:port, what it lets gateways in by, and the plan."""
 
     registry: str
+    secret: str
     plan_json: str
 
 
 class Coordinator:
     """The actor. `open` it, wait for it to have `started`, `close` it.
 
-    `life` tells deployments apart that had the same name one after the other.
+    `life` tells deployments apart that had the same name one after the other. `secrets` are those that the registry
+    lets gateways in by; without any, it makes one up.
     """
 
-    def __init__(self, spec_json: str, life: str, detached: bool) -> None:
+    def __init__(self, spec_json: str, life: str, detached: bool, secrets: list[str]) -> None:
         self._spec = DeploymentSpec.model_validate_json(spec_json)
-        self._record = DeploymentRecord(self._spec.name, life, detached)
-        self._registry = Registry(self._spec.name, self.scale)
+        self._record = DeploymentRecord(self._spec.name, life, detached, secrets or [new_secret()])
+        self._registry = Registry(self._spec.name, lambda: self._record.secrets, self.scale, self._spec.internal_tls)
         self._opening: asyncio.Task[Opened] | None = None
         self._replicas: ReplicaSet | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -76,6 +78,12 @@ class Coordinator:
     async def serves(self, spec_json: str) -> bool:
         """Whether the replicas are built from this spec."""
         return (await self._opened()).serves(DeploymentSpec.model_validate_json(spec_json))
+
+    async def let_in(self, secrets: list[str]) -> None:
+        """From now on the registry lets in who shows one of these, and nobody else who comes."""
+        await self._opened()
+        self._record.secrets = secrets
+        await asyncio.to_thread(self._record.write)
 
     async def scale(self, replicas: int) -> int:
         """Starts or retires replicas until there are so many; returns their number.
@@ -129,7 +137,7 @@ class Coordinator:
             self._replicas = ReplicaSet(self._record, self._registry)
             self._replicas.begin(blueprint)
         self._keeper = asyncio.create_task(self._keep(self._replicas))
-        return Opened(self._record.registry, self._replicas.blueprint.plan_json)
+        return Opened(self._record.registry, self._record.secrets[0], self._replicas.blueprint.plan_json)
 
     async def _planned(self) -> Blueprint:
         """The blueprint, as soon as the cluster has the devices; the spec says how long that may take."""
@@ -146,16 +154,17 @@ class Coordinator:
     async def _listen(self, *wishes: str | None) -> None:
         """Opens the registry, at the first of the wished addresses that can be had: gateways look there first."""
         nodes = await asyncio.to_thread(ray_nodes)
-        own = "127.0.0.1" if len(nodes) == 1 else ray.util.get_node_ip_address()
+        node = ray.util.get_node_ip_address()
+        own = "127.0.0.1" if len(nodes) == 1 else node
         for address in filter(None, (*wishes, f"{own}:0")):
-            host, _, port = address.rpartition(":")
+            named, _, port = address.rpartition(":")
+            host = named or node
             try:
                 bound = await self._registry.start(host, int(port))
             except RuntimeError as error:
-                log.warning("the registry cannot listen on %s: %s", address, error)
+                log.warning("the registry cannot listen on %s:%s: %s", host, port, error)
             else:
-                # Gateways on other nodes cannot reach "every address".
-                self._record.registry = f"{ray.util.get_node_ip_address() if host in _EVERY else host}:{bound}"
+                self._record.registry = f"{host}:{bound}"
                 return
         raise RuntimeError(f"the registry cannot listen on {own}")
 

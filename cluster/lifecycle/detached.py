@@ -16,8 +16,10 @@ from cluster.lifecycle.ray_cluster import (
     create_coordinator,
     end_coordinator,
     find_coordinator,
+    handed_over,
     join,
 )
+from cluster.security.registry_secret import given_secrets
 from cluster.spec import DeploymentSpec
 
 
@@ -29,17 +31,20 @@ async def apply(spec: DeploymentSpec, say: Say) -> str:
     Raises:
         PlanError: it does not fit the cluster.
         RollError: it cannot take over from what runs.
+        SecurityError: the registry's secret that is given cannot be used.
         DeployError: no Ray cluster, or a replica could not be built.
     """
     with _joined(say):
         coordinator = find_coordinator(spec.name)
         if coordinator is not None:
-            if await ask(coordinator.serves.remote(spec.model_dump_json())):
+            if secrets := given_secrets(spec.registry_secret):
+                await ask(coordinator.let_in.remote(secrets))
+            if await ask(coordinator.serves.remote(handed_over(spec))):
                 say(f"{spec.name} runs already, from this spec")
                 await ask(coordinator.started.remote())
             else:
                 say(f"{spec.name} runs already: replacing its replicas, one after the other")
-                await ask(coordinator.roll.remote(spec.model_dump_json()))
+                await ask(coordinator.roll.remote(handed_over(spec)))
             return str((await ask(coordinator.open.remote())).registry)
         coordinator = create_coordinator(spec, detached=True)
         try:
@@ -55,7 +60,7 @@ async def apply(spec: DeploymentSpec, say: Say) -> str:
 async def roll(spec: DeploymentSpec, say: Say) -> None:
     """Replaces the replicas of the running deployment of that name, one after the other. Raises as `apply` does."""
     with _joined(say):
-        await ask(_running(spec.name).roll.remote(spec.model_dump_json()))
+        await ask(_running(spec.name).roll.remote(handed_over(spec)))
 
 
 async def stop(deployment: str, say: Say) -> None:
@@ -66,6 +71,17 @@ async def stop(deployment: str, say: Say) -> None:
     """
     with _joined(say):
         await end_coordinator(_running(deployment))
+
+
+async def secret(deployment: str, say: Say) -> str:
+    """What the deployment's registry lets gateways in by.
+
+    Raises:
+        DeployError: no deployment of that name runs.
+    """
+    with _joined(say):
+        opened: Opened = await ask(_running(deployment).open.remote())
+        return opened.secret
 
 
 def _running(deployment: str) -> Any:

@@ -20,10 +20,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.lifecycle.blueprint import Blueprint
 from cluster.lifecycle.lifeline import Address, Lifelines
 from cluster.lifecycle.names import rank_name
-from cluster.lifecycle.rank_actor import RankActor
+from cluster.lifecycle.rank_actor import LIFELINE, LINK, RankActor
 from cluster.topology import RayNode, ray_nodes
 from phalanx.v1 import registry_pb2
 from workers.request import EngineLoad
+from workers.security.secret import derived
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,11 @@ class Epoch:
         self.ranks: list[registry_pb2.RankInfo] = []
         self.address = ""  # of rank 0's link, as host:port
 
+    @property
+    def link_secret(self) -> str:
+        """What gateways show to rank 0."""
+        return derived(self._secret, LINK)
+
     async def build(self, placement: Sequence[RayNode], alone: bool, begin: Callable[[str], None]) -> int:
         """Brings the ranks up on the nodes in `placement`, the cluster's only one if `alone`; calls `begin` with what
         it does next. Returns how many bytes were read.
@@ -69,9 +75,7 @@ class Epoch:
         begin("connecting the ranks")
         await self._take_lifelines(hosts)
         port = await self._first("connect", self._actors[0].open_store.remote(hosts[0]), _CONNECT_S)
-        joins = [
-            actor.join.remote(hosts[0], port, self._name, own) for actor, own in zip(self._actors, hosts, strict=True)
-        ]
+        joins = [actor.join.remote(hosts[0], port, own) for actor, own in zip(self._actors, hosts, strict=True)]
         await self._all("connect", joins, _CONNECT_S)
         begin("loading the weights")
         read = sum(await self._all("load", [actor.load.remote() for actor in self._actors], _LOAD_S))
@@ -178,7 +182,13 @@ class Epoch:
                 max_concurrency=4,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
             )
-            .remote(self._blueprint.plan_json, self._blueprint.engine_json, rank, self._secret)
+            .remote(
+                self._blueprint.plan_json,
+                self._blueprint.engine_json,
+                rank,
+                self._secret,
+                self._blueprint.spec.internal_tls,
+            )
         )
 
     async def _find(self, nodes: Sequence[str], loopback: bool, what: str, deadline_s: float) -> list[str]:
@@ -194,7 +204,7 @@ class Epoch:
         calls = [actor.lifeline.remote(host) for actor, host in zip(self._actors, hosts, strict=True)]
         ports = await self._all("answer", calls, _CONNECT_S)
         addresses = [Address(host, port) for host, port in zip(hosts, ports, strict=True)]
-        self._lifelines = Lifelines(addresses, self._secret, [rank.node for rank in self.ranks])
+        self._lifelines = Lifelines(addresses, derived(self._secret, LIFELINE), [rank.node for rank in self.ranks])
 
     async def _first(self, what: str, call: Awaitable[Any], deadline_s: float) -> Any:
         """The result of a call to rank 0."""

@@ -10,8 +10,8 @@ def coordinator_name(deployment: str) -> str:
 
 
 def epoch_name(deployment: str, life: str, replica: int, epoch: int) -> str:
-    """Of one life of a replica: its placement group's name, and the key of its rendezvous. `life` tells deployments
-    apart that had the same name one after the other."""
+    """Of one life of a replica: its placement group's name. `life` tells deployments apart that had the same name one
+    after the other."""
     return f"{deployment}-{life}-{replica}-{epoch}"
 
 

@@ -14,17 +14,21 @@ import ray
 from partitioning.plan_json import plan_from_json
 from workers.lifeline import Lifeline
 from workers.request import EngineConfig, EngineLoad
+from workers.security.peers import PeerTls
+from workers.security.secret import derived
 
 if TYPE_CHECKING:
     from workers.service import EngineService
 
+# What parts of an epoch's secret are for.
+LINK, LIFELINE = "link", "lifeline"
 _BEATS = 8  # signs of life within the deadline of a step
 
 
 class RankActor:
-    """Rank `rank` of a plan. `secret` is what the epoch's processes know of each other by."""
+    """Rank `rank` of a plan. `secret` is what the epoch's processes know each other by."""
 
-    def __init__(self, plan_json: str, engine_json: str, rank: int, secret: str) -> None:
+    def __init__(self, plan_json: str, engine_json: str, rank: int, secret: str, tls: PeerTls | None) -> None:
         from workers.rank import Rank  # torch takes a second to import, which the coordinator need not
 
         plan = plan_from_json(plan_json)
@@ -35,7 +39,7 @@ class RankActor:
             ranks[rank] = dataclasses.replace(mine, device="cuda:0")
             plan = dataclasses.replace(plan, ranks=tuple(ranks))
         self._config = EngineConfig.of(json.loads(engine_json))
-        self._secret = secret
+        self._secret, self._tls = secret, tls
         self._rank = Rank(plan, rank, self._config)
         self._service: EngineService | None = None
         self._lifeline: Lifeline | None = None
@@ -48,14 +52,14 @@ class RankActor:
         """The port on `host` of this rank's lifeline."""
         if self._lifeline is None:
             interval = min(self._config.collective_timeout_s / _BEATS, 1.0)
-            self._lifeline = Lifeline(host, self._secret, self._rank.pulse, interval)
+            self._lifeline = Lifeline(host, derived(self._secret, LIFELINE), self._rank.pulse, interval)
         return self._lifeline.port
 
     def open_store(self, host: str) -> int:
         return self._rank.open_store(host)
 
-    def join(self, host: str, port: int, epoch_key: str, address: str) -> None:
-        self._rank.join(host, port, epoch_key, address)
+    def join(self, host: str, port: int, address: str) -> None:
+        self._rank.join(host, port, self._secret, address)
 
     def load(self) -> int:
         return self._rank.load()
@@ -68,7 +72,7 @@ class RankActor:
         """Rank 0: generates a first token, then listens on `host`; returns the port. The lifeline tells of the end."""
         from workers.service import EngineService
 
-        self._service = EngineService(self._rank.engine)
+        self._service = EngineService(self._rank.engine, derived(self._secret, LINK), self._tls)
         port = self._service.start(host)
         threading.Thread(target=self._work, args=(self._service.wait,), name="rank", daemon=True).start()
         return port

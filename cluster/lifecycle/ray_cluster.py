@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.lifecycle.coordinator import Coordinator
 from cluster.lifecycle.names import NAMESPACE, coordinator_name
+from cluster.security.registry_secret import given_secrets
 from cluster.spec import DeploymentSpec
 from partitioning.topology import usable_cores
 
@@ -74,10 +75,17 @@ def join_or_start(spec: DeploymentSpec, say: Say) -> None:
 _COMMON: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR}
 
 
+def handed_over(spec: DeploymentSpec) -> str:
+    """The spec as JSON, as a coordinator gets it: without the file of the registry's secret, which goes by itself."""
+    return spec.model_copy(update={"registry_secret": None}).model_dump_json()
+
+
 def create_coordinator(spec: DeploymentSpec, detached: bool) -> Any:
-    """A coordinator for a new deployment, which ends with this job unless it is `detached`.
+    """A coordinator for a new deployment, which ends with this job unless it is `detached`. Its registry's secret is
+    the one that is given to this process, if any is.
 
     Raises:
+        SecurityError: that cannot be used.
         DeployError: a deployment of that name is running.
     """
     try:
@@ -91,7 +99,7 @@ def create_coordinator(spec: DeploymentSpec, detached: bool) -> Any:
                 max_restarts=-1,
                 max_task_retries=-1,
             )
-            .remote(spec.model_dump_json(), secrets.token_hex(4), detached)
+            .remote(handed_over(spec), secrets.token_hex(4), detached, given_secrets(spec.registry_secret))
         )
     except ValueError as error:
         raise DeployError(

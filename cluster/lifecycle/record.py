@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
@@ -11,6 +10,7 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 
 from cluster.lifecycle.blueprint import Blueprint
 from cluster.lifecycle.names import NAMESPACE
+from workers.security.secret import new_secret
 
 
 @dataclass
@@ -28,11 +28,12 @@ class ReplicaRecord:
 class DeploymentRecord:
     """`life` tells deployments apart that had the same name one after the other; `blueprint` is what replicas shall be
     built from, of which `wanted` many; `made` counts those there have ever been, as no number is used again; `registry`
-    is where the registry listens. Every change is written at once."""
+    is where the registry listens, `secrets` what it lets gateways in by. Every change is written at once."""
 
     deployment: str
     life: str
     detached: bool
+    secrets: list[str]
     blueprint: str = ""
     wanted: int = 0
     made: int = 0
@@ -47,7 +48,7 @@ class DeploymentRecord:
 
     def begin_epoch(self, replica: int, epoch: int, blueprint: Blueprint, nodes: list[str]) -> str:
         """Notes an epoch that is about to be built; returns its secret."""
-        secret = secrets.token_hex(16)
+        secret = new_secret()
         self.replicas[replica] = ReplicaRecord(epoch, blueprint.to_json(), list(nodes), secret)
         self.write()
         return secret

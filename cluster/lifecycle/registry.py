@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
 
 from phalanx.v1 import registry_pb2, registry_pb2_grpc
+from workers.security.peers import PeerTls, bind
+from workers.security.secret import SecretCheck
 
 log = logging.getLogger(__name__)
 
@@ -17,23 +19,40 @@ log = logging.getLogger(__name__)
 class Registry(registry_pb2_grpc.RegistryServicer):
     """Holds the state of the deployment and sends every change to all who watch. Lives on one event loop.
 
-    `scale` changes the number of replicas and returns how many there are; it raises ValueError or RuntimeError with
-    what is in the way.
+    Callers show one of `secrets()`. `scale` changes the number of replicas and returns how many there are; it raises
+    ValueError or RuntimeError with what is in the way.
     """
 
-    def __init__(self, deployment: str, scale: Callable[[int], Awaitable[int]] | None = None) -> None:
-        self._scale = scale
+    def __init__(
+        self,
+        deployment: str,
+        secrets: Callable[[], Sequence[str]],
+        scale: Callable[[int], Awaitable[int]] | None = None,
+        tls: PeerTls | None = None,
+    ) -> None:
+        remedy = (
+            f"`phalanx secret {deployment}` prints it on the Ray cluster; give it to gateways with "
+            "--registry-secret FILE or PHALANX_REGISTRY_SECRET"
+        )
+        self._check = SecretCheck(secrets, remedy)
+        self._scale, self._tls = scale, tls
         self._state = registry_pb2.WatchResponse(deployment=deployment)
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int = 0) -> int:
-        """Listens on host:port; returns the port. Raises RuntimeError when it cannot."""
+        """Listens on host:port; returns the port.
+
+        Raises:
+            SecurityError: the certificates cannot be used.
+            RuntimeError: the address cannot be had.
+        """
         self._server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 1000)]
+            interceptors=[self._check],
+            options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 1000)],
         )
         registry_pb2_grpc.add_RegistryServicer_to_server(self, self._server)
-        bound = self._server.add_insecure_port(f"{host}:{port}")
+        bound = bind(self._server, f"{host}:{port}", self._tls)
         await self._server.start()
         return bound
 
@@ -46,10 +65,12 @@ class Registry(registry_pb2_grpc.RegistryServicer):
         self._state.plan_json, self._state.engine_json = plan_json, engine_json
         self._notify()
 
-    def set_replicas(self, replicas: Iterable[registry_pb2.Replica]) -> None:
-        """All replicas, ready or not."""
+    def set_replicas(self, replicas: Iterable[registry_pb2.Replica], link_secrets: Mapping[int, str]) -> None:
+        """All replicas, ready or not, and what gateways show to them."""
         del self._state.replicas[:]
         self._state.replicas.extend(replicas)
+        self._state.link_secrets.clear()
+        self._state.link_secrets.update(link_secrets)
         self._notify()
 
     async def Watch(

@@ -59,6 +59,11 @@ class ReplicaLife:
         return self._planned
 
     @property
+    def link_secret(self) -> str:
+        """What gateways show to its rank 0."""
+        return "" if self._epoch is None else self._epoch.link_secret
+
+    @property
     def recut(self) -> bool:
         """Whether it runs in another cut than the planned one."""
         return self._blueprint is not self._planned

@@ -153,7 +153,8 @@ class ReplicaSet:
         self._publish()
 
     def _publish(self) -> None:
-        self._registry.set_replicas([replica.state for _, replica in sorted(self._replicas.items())])
+        secrets = {number: replica.link_secret for number, replica in self._replicas.items()}
+        self._registry.set_replicas([replica.state for _, replica in sorted(self._replicas.items())], secrets)
 
 
 async def _has_room(blueprint: Blueprint, or_raise: bool = False) -> bool:
@@ -179,6 +180,11 @@ def _check_successor(before: Blueprint, after: Blueprint) -> None:
     old, new = before.plan.model, after.plan.model
     if before.spec.name != after.spec.name:
         raise RollError(f"the deployment is named {before.spec.name}, and the new spec {after.spec.name}")
+    if before.spec.internal_tls != after.spec.internal_tls:
+        raise RollError(
+            "internal_tls cannot be changed while the deployment runs, as its processes speak to each other by it: "
+            "stop it and serve it anew (renewed files at the same paths are read without that)"
+        )
     if old.vocab_size != new.vocab_size or old.eos_token_ids != new.eos_token_ids:
         raise RollError(
             f"{after.spec.model} has another vocabulary than {before.spec.model}, so streams cannot go on with it: "

@@ -65,16 +65,22 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
         coordinator = create_coordinator(spec, detached=False)
         try:
             opened: Opened = await ask(coordinator.open.remote())
-            say(f"planned; further gateways: phalanx gateway --registry {opened.registry}")
+            cluster = ray.get_runtime_context().gcs_address
+            say(
+                f"planned; further gateways: RAY_ADDRESS={cluster} phalanx secret {spec.name} --file FILE, then "
+                f"phalanx gateway --registry {opened.registry} --registry-secret FILE"
+            )
             gateway = Gateway(
                 GatewayConfig(
                     spec.listen,
                     opened.registry,
+                    opened.secret,
                     spec.max_sequences,
                     spec.recovery_s,
                     tls=spec.tls,
                     tokens=spec.tokens,
                     insecure=spec.insecure,
+                    internal_tls=spec.internal_tls,
                 ),
                 _Progress(say),
             )

@@ -1,5 +1,5 @@
 """Who may reach what: certificates, tokens, and the secrets within a cluster. SECURITY.md says against whom."""
 
+from workers.security import SecurityError
 
-class SecurityError(ValueError):
-    """Certificates, tokens or addresses that cannot be used. The message names the file and the remedy."""
+__all__ = ["SecurityError"]

@@ -8,8 +8,8 @@ import grpc
 
 from cluster.security.authentication import Authentication
 from cluster.security.exposure import check_exposure
-from cluster.security.tls import ServerTls, server_credentials
 from cluster.security.tokens import TokenFile
+from workers.security.tls import ServerTls, server_credentials
 
 
 class PublicPort:

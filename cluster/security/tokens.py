@@ -15,8 +15,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from cluster.gateway.allowance import Allowance, Quota
 from cluster.gateway.caller import Caller
 from cluster.security import SecurityError
-from cluster.security.files import read_file
-from cluster.security.reload import Reloaded
+from workers.security.files import read_file
+from workers.security.reload import Reloaded
 
 _BYTES = 32  # of randomness, so that a plain hash cannot be turned around
 

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cluster.gateway.server import Gateway, GatewayConfig, GatewayError
 from cluster.lifecycle.registry import Registry
 from phalanx.v1 import inference_pb2, inference_pb2_grpc
+from tests.served import SECRET
 
 _HOST = "127.0.0.1"
 
@@ -22,9 +23,10 @@ def _free_port() -> int:
 
 
 async def test_a_gateway_without_replicas_is_alive_but_not_ready_and_answers_nothing_else_to_probes() -> None:
-    registry = Registry("test")
+    registry = Registry("test", lambda: [SECRET])
     probes = f"{_HOST}:{_free_port()}"
-    gateway = Gateway(GatewayConfig(f"{_HOST}:0", f"{_HOST}:{await registry.start(_HOST)}", probe_listen=probes))
+    address = f"{_HOST}:{await registry.start(_HOST)}"
+    gateway = Gateway(GatewayConfig(f"{_HOST}:0", address, SECRET, probe_listen=probes))
     try:
         await gateway.start()
         async with grpc.aio.insecure_channel(probes) as channel:
@@ -46,7 +48,7 @@ async def test_a_taken_port_for_probes_is_named() -> None:
         taken.bind((_HOST, 0))
         taken.listen()
         address = f"{_HOST}:{taken.getsockname()[1]}"
-        gateway = Gateway(GatewayConfig(f"{_HOST}:0", f"{_HOST}:1", probe_listen=address))
+        gateway = Gateway(GatewayConfig(f"{_HOST}:0", f"{_HOST}:1", SECRET, probe_listen=address))
         try:
             with pytest.raises(GatewayError, match=f"{address} for probes; choose another with --probe-listen"):
                 await gateway.start()

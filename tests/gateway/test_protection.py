@@ -23,11 +23,11 @@ from cluster.cli import app
 from cluster.gateway.config import GatewayConfig
 from cluster.gateway.server import Gateway
 from cluster.security import SecurityError
-from cluster.security.tls import ServerTls
 from cluster.security.tokens import hash_of
 from phalanx import AsyncClient, InvalidRequest, Overloaded, PhalanxError, Tls
 from tests.replicas import config_for, plan_for
-from tests.served import Served, served
+from tests.served import SECRET, Served, served
+from workers.security.tls import ServerTls
 
 _NOW = datetime.datetime.now(datetime.UTC)
 _DAY = datetime.timedelta(days=1)
@@ -197,7 +197,7 @@ def test_certificates_that_cannot_be_used_are_refused_at_the_start(
     authority: Authority, files: Callable[[Authority], tuple[Path, Path]], message: str
 ) -> None:
     with pytest.raises(SecurityError, match=message):
-        Gateway(GatewayConfig("127.0.0.1:0", "127.0.0.1:1", tls=ServerTls(*files(authority))))
+        Gateway(GatewayConfig("127.0.0.1:0", "127.0.0.1:1", SECRET, tls=ServerTls(*files(authority))))
 
 
 def test_beyond_this_machine_it_listens_only_encrypted_and_with_tokens(authority: Authority, tmp_path: Path) -> None:
@@ -205,14 +205,14 @@ def test_beyond_this_machine_it_listens_only_encrypted_and_with_tokens(authority
     tokens = _write_tokens(tmp_path / "tokens.yaml", alice={})
     for options in ({}, {"tls": tls}, {"tokens": tokens}):
         with pytest.raises(SecurityError, match="say --insecure"):
-            Gateway(GatewayConfig("0.0.0.0:0", "127.0.0.1:1", **options))  # type: ignore[arg-type]
+            Gateway(GatewayConfig("0.0.0.0:0", "127.0.0.1:1", SECRET, **options))  # type: ignore[arg-type]
 
 
 async def test_with_both_or_when_told_so_it_listens_beyond_this_machine(authority: Authority, tmp_path: Path) -> None:
     tls = ServerTls(*authority.issue("gateway"))
     tokens = _write_tokens(tmp_path / "tokens.yaml", alice={})
     for options in ({"tls": tls, "tokens": tokens}, {"insecure": True}):
-        Gateway(GatewayConfig("0.0.0.0:0", "127.0.0.1:1", **options))  # type: ignore[arg-type]
+        Gateway(GatewayConfig("0.0.0.0:0", "127.0.0.1:1", SECRET, **options))  # type: ignore[arg-type]
 
 
 def test_a_new_token_is_shown_once_and_its_hash_is_kept(tmp_path: Path) -> None:

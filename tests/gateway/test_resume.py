@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from phalanx import AsyncClient, Chunk, Client, Completion, DeadlineExceeded, Un
 from phalanx.resumption import Request, Stream
 from phalanx.v1 import inference_pb2
 from tests.replicas import config_for, plan_for
-from tests.served import Served, served
+from tests.served import SECRET, Served, served
 
 _PROMPT = "the quick brown fox"
 _MESSAGES = [{"role": "user", "content": "hello"}]
@@ -118,7 +119,12 @@ def _assert_times_are_of_the_whole(output: Completion, request: Request) -> None
 async def _gateway_process(cluster: Served) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A real `phalanx gateway` and its address."""
     command = ["-m", "cluster.cli", "gateway", "--registry", cluster.registry_address, "--listen", "127.0.0.1:0"]
-    process = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PHALANX_REGISTRY_SECRET": SECRET},
+    )
     try:
         async with asyncio.timeout(60):
             assert process.stderr is not None
@@ -234,7 +240,7 @@ async def test_the_only_gateway_may_come_back(cluster: Served, resumed: dict[str
         await begun.wait()
         await cluster.gateway.stop()
         await asyncio.sleep(0.5)
-        successor = Gateway(GatewayConfig(cluster.address, cluster.registry_address))
+        successor = Gateway(GatewayConfig(cluster.address, cluster.registry_address, SECRET))
         await successor.start()
         _assert_same(await stream, expected)
         await successor.stop()

@@ -34,7 +34,7 @@ LOOPBACK = "127.0.0.1"
 
 def join(store: Store, hosts: str, rank: int, timeout_s: float, address: str = LOOPBACK) -> ParallelContext:
     plan = make_plan(model_spec(), "m", local_topology(len(hosts)), tp=len(hosts), pp=1)
-    return ParallelContext(plan, rank, store, "epoch", address, CPU, timeout_s, host=hosts[rank])
+    return ParallelContext(plan, rank, store, "secret", address, CPU, timeout_s, host=hosts[rank])
 
 
 def on_every_rank(hosts: str, body: Callable[[Group], T], timeout_s: float = 60) -> list[T]:

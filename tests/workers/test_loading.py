@@ -1,5 +1,4 @@
 import threading
-import uuid
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,17 @@ from tests.replicas import HOST, config_for, plan_for
 from tests.tiny_gguf import make_tiny_gguf
 from tests.tiny_models import make_tiny
 from workers.rank import Rank
+from workers.security.secret import new_secret
 
 
 def bytes_read(plan: Plan) -> list[int]:
     """What each rank of the plan reads from the checkpoint when it loads."""
     ranks = [Rank(plan, number, config_for(plan)) for number in range(len(plan.ranks))]
-    port, epoch = ranks[0].open_store(HOST), uuid.uuid4().hex
+    port, secret = ranks[0].open_store(HOST), new_secret()
     read = [0] * len(ranks)
 
     def load(number: int) -> None:
-        ranks[number].join(HOST, port, epoch)
+        ranks[number].join(HOST, port, secret)
         read[number] = ranks[number].load()
 
     threads = [threading.Thread(target=load, args=(number,), daemon=True) for number in range(len(ranks))]

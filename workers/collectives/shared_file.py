@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,9 +35,10 @@ def create_file(size: int) -> Path:
         OSError: the shared-memory file system has no room (containers often get 64 MB).
     """
     folder = shared_folder()
-    path = folder / f"phalanx-{os.getpid()}-{os.urandom(8).hex()}"
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    path = folder / f"phalanx-{os.getpid()}-{os.urandom(16).hex()}"
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o600)
     try:
+        os.fchmod(fd, 0o600)  # whatever the umask says
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
         path.unlink()
@@ -47,6 +49,20 @@ def create_file(size: int) -> Path:
     finally:
         os.close(fd)
     return path
+
+
+def open_file(path: Path) -> int:
+    """A descriptor of a file that `create_file` made in a process of this user.
+
+    Raises:
+        OSError: there is none, or it is somebody else's.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o600:
+        os.close(fd)
+        raise OSError(f"{path} is not a file that this user alone may open, and could be read or written by others")
+    return fd
 
 
 class SharedFiles:
@@ -80,8 +96,9 @@ class SharedFiles:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         try:
-            if error is None and self._openings:
-                self._store.wait(self._openings)
+            if error is None:
+                for opening in self._openings:
+                    self._store.get(opening)
         finally:
             for path in self._made.values():
                 path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.collectives.group import CollectiveStalled
+from workers.collectives.shared_file import open_file
 from workers.native.collectives import Address, Stall, native_collectives
 
 SLOT_BYTES = 256 << 10  # larger exchanges go in pieces, which also keeps them in the cache
@@ -119,7 +120,7 @@ def opened(path: Path, opener: ctypes._NamedFuncPointer, *arguments: float) -> A
     Raises:
         OSError: the file cannot be opened or mapped.
     """
-    fd = os.open(path, os.O_RDWR)
+    fd = open_file(path)
     try:
         address = opener(fd, *arguments)
     finally:

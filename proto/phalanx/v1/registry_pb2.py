@@ -24,27 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phalanx/v1/registry.proto\x12\nphalanx.v1\" \n\x0cScaleRequest\x12\x10\n\x08replicas\x18\x01 \x01(\r\"\x1e\n\rScaleResponse\x12\r\n\x05ready\x18\x01 \x01(\r\"\"\n\x0cWatchRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"r\n\rWatchResponse\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tplan_json\x18\x02 \x01(\t\x12\x13\n\x0b\x65ngine_json\x18\x03 \x01(\t\x12%\n\x08replicas\x18\x04 \x03(\x0b\x32\x13.phalanx.v1.Replica\"\xa7\x01\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.phalanx.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12#\n\x05ranks\x18\x06 \x03(\x0b\x32\x14.phalanx.v1.RankInfo\x12\x12\n\ngeneration\x18\x07 \x01(\r\"3\n\x08RankInfo\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r*\x98\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x32\x88\x01\n\x08Registry\x12>\n\x05Watch\x12\x18.phalanx.v1.WatchRequest\x1a\x19.phalanx.v1.WatchResponse0\x01\x12<\n\x05Scale\x12\x18.phalanx.v1.ScaleRequest\x1a\x19.phalanx.v1.ScaleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phalanx/v1/registry.proto\x12\nphalanx.v1\" \n\x0cScaleRequest\x12\x10\n\x08replicas\x18\x01 \x01(\r\"\x1e\n\rScaleResponse\x12\r\n\x05ready\x18\x01 \x01(\r\"\"\n\x0cWatchRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"\xe8\x01\n\rWatchResponse\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tplan_json\x18\x02 \x01(\t\x12\x13\n\x0b\x65ngine_json\x18\x03 \x01(\t\x12%\n\x08replicas\x18\x04 \x03(\x0b\x32\x13.phalanx.v1.Replica\x12@\n\x0clink_secrets\x18\x05 \x03(\x0b\x32*.phalanx.v1.WatchResponse.LinkSecretsEntry\x1a\x32\n\x10LinkSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x01\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.phalanx.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12#\n\x05ranks\x18\x06 \x03(\x0b\x32\x14.phalanx.v1.RankInfo\x12\x12\n\ngeneration\x18\x07 \x01(\r\"3\n\x08RankInfo\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r*\x98\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x32\x88\x01\n\x08Registry\x12>\n\x05Watch\x12\x18.phalanx.v1.WatchRequest\x1a\x19.phalanx.v1.WatchResponse0\x01\x12<\n\x05Scale\x12\x18.phalanx.v1.ScaleRequest\x1a\x19.phalanx.v1.ScaleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phalanx.v1.registry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICASTATE']._serialized_start=483
-  _globals['_REPLICASTATE']._serialized_end=635
+  _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._loaded_options = None
+  _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._serialized_options = b'8\001'
+  _globals['_REPLICASTATE']._serialized_start=602
+  _globals['_REPLICASTATE']._serialized_end=754
   _globals['_SCALEREQUEST']._serialized_start=41
   _globals['_SCALEREQUEST']._serialized_end=73
   _globals['_SCALERESPONSE']._serialized_start=75
   _globals['_SCALERESPONSE']._serialized_end=105
   _globals['_WATCHREQUEST']._serialized_start=107
   _globals['_WATCHREQUEST']._serialized_end=141
-  _globals['_WATCHRESPONSE']._serialized_start=143
-  _globals['_WATCHRESPONSE']._serialized_end=257
-  _globals['_REPLICA']._serialized_start=260
-  _globals['_REPLICA']._serialized_end=427
-  _globals['_RANKINFO']._serialized_start=429
-  _globals['_RANKINFO']._serialized_end=480
-  _globals['_REGISTRY']._serialized_start=638
-  _globals['_REGISTRY']._serialized_end=774
+  _globals['_WATCHRESPONSE']._serialized_start=144
+  _globals['_WATCHRESPONSE']._serialized_end=376
+  _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._serialized_start=326
+  _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._serialized_end=376
+  _globals['_REPLICA']._serialized_start=379
+  _globals['_REPLICA']._serialized_end=546
+  _globals['_RANKINFO']._serialized_start=548
+  _globals['_RANKINFO']._serialized_end=599
+  _globals['_REGISTRY']._serialized_start=757
+  _globals['_REGISTRY']._serialized_end=893
 # @@protoc_insertion_point(module_scope)

@@ -39,16 +39,25 @@ class WatchRequest(_message.Message):
     def __init__(self, gateway_id: _Optional[str] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("deployment", "plan_json", "engine_json", "replicas")
+    __slots__ = ("deployment", "plan_json", "engine_json", "replicas", "link_secrets")
+    class LinkSecretsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
     ENGINE_JSON_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    LINK_SECRETS_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     plan_json: str
     engine_json: str
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
-    def __init__(self, deployment: _Optional[str] = ..., plan_json: _Optional[str] = ..., engine_json: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
+    link_secrets: _containers.ScalarMap[int, str]
+    def __init__(self, deployment: _Optional[str] = ..., plan_json: _Optional[str] = ..., engine_json: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., link_secrets: _Optional[_Mapping[int, str]] = ...) -> None: ...
 
 class Replica(_message.Message):
     __slots__ = ("id", "epoch", "address", "state", "detail", "ranks", "generation")

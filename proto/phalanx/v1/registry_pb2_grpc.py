@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RegistryStub:
-    """Hosted by the coordinator.
+    """Hosted by the coordinator. Every call shows the registry's secret in the metadatum `phalanx-secret`, or is answered
+    UNAUTHENTICATED.
     """
 
     def __init__(self, channel):
@@ -48,7 +49,8 @@ class RegistryStub:
 
 
 class RegistryServicer:
-    """Hosted by the coordinator.
+    """Hosted by the coordinator. Every call shows the registry's secret in the metadatum `phalanx-secret`, or is answered
+    UNAUTHENTICATED.
     """
 
     def Watch(self, request, context):
@@ -89,7 +91,8 @@ def add_RegistryServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Registry:
-    """Hosted by the coordinator.
+    """Hosted by the coordinator. Every call shows the registry's secret in the metadatum `phalanx-secret`, or is answered
+    UNAUTHENTICATED.
     """
 
     @staticmethod

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ReplicaLinkStub:
-    """Hosted by rank 0 of every replica.
+    """Hosted by rank 0 of every replica. A call shows the epoch's secret, which Registry.Watch tells, in the metadatum
+    `phalanx-secret`, or is answered UNAUTHENTICATED.
     """
 
     def __init__(self, channel):
@@ -43,7 +44,8 @@ class ReplicaLinkStub:
 
 
 class ReplicaLinkServicer:
-    """Hosted by rank 0 of every replica.
+    """Hosted by rank 0 of every replica. A call shows the epoch's secret, which Registry.Watch tells, in the metadatum
+    `phalanx-secret`, or is answered UNAUTHENTICATED.
     """
 
     def Attach(self, request_iterator, context):
@@ -70,7 +72,8 @@ def add_ReplicaLinkServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReplicaLink:
-    """Hosted by rank 0 of every replica.
+    """Hosted by rank 0 of every replica. A call shows the epoch's secret, which Registry.Watch tells, in the metadatum
+    `phalanx-secret`, or is answered UNAUTHENTICATED.
     """
 
     @staticmethod

@@ -12,9 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from pydantic import ConfigDict
 
-from cluster.security import SecurityError
-from cluster.security.files import read_file
-from cluster.security.reload import Reloaded
+from workers.security import SecurityError
+from workers.security.files import read_file
+from workers.security.reload import Reloaded
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from cluster.security import SecurityError
+from workers.security import SecurityError
 
 log = logging.getLogger(__name__)
 

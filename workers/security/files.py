@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.security import SecurityError
+from workers.security import SecurityError
 
 
 def read_file(path: Path, what: str) -> bytes:
