@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -65,11 +66,7 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
         coordinator = create_coordinator(spec, detached=False)
         try:
             opened: Opened = await ask(coordinator.open.remote())
-            cluster = ray.get_runtime_context().gcs_address
-            say(
-                f"planned; further gateways: RAY_ADDRESS={cluster} phalanx secret {spec.name} --file FILE, then "
-                f"phalanx gateway --registry {opened.registry} --registry-secret FILE"
-            )
+            say(f"planned; further gateways: {_further_gateways(spec, opened.registry)}")
             gateway = Gateway(
                 GatewayConfig(
                     spec.listen,
@@ -98,6 +95,16 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
             await end_coordinator(coordinator)
     finally:
         ray.shutdown()
+
+
+def _further_gateways(spec: DeploymentSpec, registry: str) -> str:
+    command = f"phalanx gateway --registry {registry} --registry-secret"
+    if spec.registry_secret is not None:
+        return f"{command} {spec.registry_secret}"
+    if os.environ.get("RAY_ADDRESS"):
+        return f"{command} FILE (written by phalanx secret {spec.name} --file FILE)"
+    # Nobody else joins a Ray cluster that this process has started.
+    return f"{command} FILE (the same that this command was given: openssl rand -hex 32 makes one)"
 
 
 def _stop_signal() -> asyncio.Event:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from tests.chaos.network import Machine, memory_of
+from workers.security.secret import new_secret
 
 ROOT = Path(__file__).resolve().parents[2]
 _BIN = Path(sys.executable).parent
@@ -31,6 +32,7 @@ class Cluster:
         self._folder = folder
         self._temporary = tempfile.mkdtemp(prefix="rc-")  # Ray puts sockets below it, whose paths may not be long
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._secret = new_secret()
 
     @property
     def addresses(self) -> str:
@@ -160,6 +162,7 @@ class Cluster:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ADDRESS": f"{self.head.address}:{_RAY_PORT}",
+            "PHALANX_REGISTRY_SECRET": self._secret,
         }
 
     def _family(self, machine: Machine) -> list[psutil.Process]:

@@ -40,7 +40,7 @@ kv_cache_tokens: 8192
 collective_timeout_s: 4
 drain_s: 5
 wait_for_devices: 2m
-registry_listen: 0.0.0.0:50052
+registry_listen: :50052
 """
 
 

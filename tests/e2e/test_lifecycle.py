@@ -9,13 +9,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import psutil
 
 from phalanx import AsyncClient, Client
-from phalanx.v1 import admin_pb2
+from phalanx.v1 import admin_pb2, registry_pb2, registry_pb2_grpc
 from tests.e2e.processes import COMMAND, ROOT, free_port, gone, running
+from workers.security.secret import new_secret, showing
 
 _OPTIONS = {"max_tokens": 400, "temperature": 0.8, "seed": 3, "ignore_eos": True}
 
@@ -140,6 +143,25 @@ def test_replicas_come_and_go_while_streams_run(model: Path, tmp_path: Path) -> 
         assert serve.end(signal.SIGTERM) == 0, serve.output
 
 
+async def _rotated(file: Path, spec: str, registry: str, cluster: dict[str, str]) -> None:
+    """Gives the deployment another registry secret, in the order in which no gateway is ever refused."""
+    old, new = file.read_text().strip(), new_secret()
+
+    async def is_let_in(secret: str) -> bool:
+        async with grpc.aio.insecure_channel(registry) as channel:
+            request = registry_pb2.WatchRequest(gateway_id="test")
+            call = registry_pb2_grpc.RegistryStub(channel).Watch(request, metadata=showing(secret), timeout=10)
+            with suppress(grpc.aio.AioRpcError):
+                return (await call.read()) is not grpc.aio.EOF
+            return await call.code() is not grpc.StatusCode.UNAUTHENTICATED
+
+    assert [await is_let_in(secret) for secret in (old, new)] == [True, False]
+    for content, let_in in ((f"{old}\n{new}\n", [True, True]), (f"{new}\n", [False, True])):
+        file.write_text(content)
+        await asyncio.to_thread(_phalanx, "serve", spec, "--detach", "--registry-secret", str(file), **cluster)
+        assert [await is_let_in(secret) for secret in (old, new)] == let_in
+
+
 async def _scale(address: str, replicas: int) -> int:
     async with AsyncClient(address, timeout=60) as client:
         return await client.scale(replicas)
@@ -151,11 +173,17 @@ def test_detached_rolled_and_stopped(model: Path, tmp_path: Path, ray_cluster: d
     said = _phalanx("serve", spec, "--detach", **ray_cluster)
     assert "far is ready, and goes on until: phalanx stop far" in said
     registry = re.findall(r"--registry (\S+)", said)[0]
-    with running(["gateway", "--registry", registry, "--listen", address], tmp_path) as gateway:
+    file = tmp_path / "secret"
+    _phalanx("secret", "far", "--file", str(file), **ray_cluster)
+    assert file.stat().st_mode & 0o077 == 0
+    command = ["gateway", "--registry", registry, "--registry-secret", str(file), "--listen", address]
+    with running(command, tmp_path) as gateway:
         gateway.wait_for("listening at")
         _until(lambda: len(_ranks(address)) == 2)
         undisturbed, before = _undisturbed(address), _ranks(address)
         assert "far runs already, from this spec" in _phalanx("serve", spec, "--detach", **ray_cluster)
+        assert _ranks(address) == before
+        asyncio.run(_rotated(file, spec, registry, ray_cluster))
         assert _ranks(address) == before
 
         async def streams_and_roll() -> list[list[int]]:

@@ -255,7 +255,11 @@ def test_as_a_job_and_with_a_second_gateway(model: Path, tmp_path: Path, ray_clu
         assert time.monotonic() < deadline, log
         time.sleep(1)
     registry = log.split("--registry ")[1].split()[0]
-    with running(["gateway", "--registry", registry, "--listen", second], tmp_path) as gateway:
+    secret = subprocess.run(
+        [*COMMAND, "secret"], env={**os.environ, **ray_cluster}, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    gateway_command = ["gateway", "--registry", registry, "--listen", second]
+    with running(gateway_command, tmp_path, PHALANX_REGISTRY_SECRET=secret) as gateway:
         gateway.wait_for("listening at")
         with Client(address, timeout=60) as one, Client(second, timeout=60) as other:
             expected = one.generate("same", max_tokens=20, ignore_eos=True).token_ids

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,10 +10,6 @@ from pathlib import Path
 import grpc
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.testing import CliRunner
 
@@ -25,46 +19,10 @@ from cluster.gateway.server import Gateway
 from cluster.security import SecurityError
 from cluster.security.tokens import hash_of
 from phalanx import AsyncClient, InvalidRequest, Overloaded, PhalanxError, Tls
+from tests.authority import DAY, NOW, Authority
 from tests.replicas import config_for, plan_for
 from tests.served import SECRET, Served, served
 from workers.security.tls import ServerTls
-
-_NOW = datetime.datetime.now(datetime.UTC)
-_DAY = datetime.timedelta(days=1)
-
-
-class Authority:
-    """Makes certificates, in files."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._key = folder, ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
-        self.file = folder / "ca.pem"
-        certificate = self._signed(self._key, self._name, _NOW + _DAY, x509.BasicConstraints(True, None))
-        self.file.write_bytes(certificate.public_bytes(Encoding.PEM))
-
-    def issue(self, name: str, until: datetime.datetime = _NOW + _DAY) -> tuple[Path, Path]:
-        """The certificate of 127.0.0.1 and its key; `name` is its subject and that of the files."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        certificate = self._signed(key, subject, until, x509.BasicConstraints(False, None))
-        paths = self._folder / f"{name}.pem", self._folder / f"{name}.key"
-        paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-        paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        return paths
-
-    def _signed(
-        self,
-        key: ec.EllipticCurvePrivateKey,
-        subject: x509.Name,
-        until: datetime.datetime,
-        constraints: x509.BasicConstraints,
-    ) -> x509.Certificate:
-        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key.public_key())
-        builder = builder.serial_number(x509.random_serial_number()).add_extension(address, critical=False)
-        builder = builder.not_valid_before(_NOW - 2 * _DAY).not_valid_after(until)
-        return builder.add_extension(constraints, critical=True).sign(self._key, hashes.SHA256())
 
 
 @pytest.fixture
@@ -189,7 +147,7 @@ def _swap(authority: Authority) -> tuple[Path, Path]:
     [
         (lambda authority: (authority.file.parent / "none.pem", authority.issue("x")[1]), "there is no file"),
         (_swap, "is not the key of"),
-        (lambda authority: authority.issue("x", _NOW - _DAY), "expired at"),
+        (lambda authority: authority.issue("x", NOW - DAY), "expired at"),
         (lambda authority: authority.issue("x")[::-1], "holds no certificate"),
     ],
 )
