@@ -132,6 +132,9 @@ class RunningPod:
         elif "configMap" in volume:
             for key, text in self._object("ConfigMap", volume["configMap"]["name"])["data"].items():
                 (folder / key).write_text(text)
+        elif "secret" in volume:
+            for key, value in self._object("Secret", volume["secret"]["secretName"])["data"].items():
+                (folder / key).write_bytes(base64.b64decode(value))
         else:
             raise NotImplementedError(f"a volume of the kind {volume}")
         return folder

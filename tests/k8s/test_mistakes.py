@@ -35,6 +35,11 @@ _LAPTOP = CHART / "examples/laptop.yaml"
         ("security.insecure=false", "security: give the gateways TLS (security.tls) and tokens"),
         ("security.tls.verifyClients=true", "security.tls.verifyClients: clients show certificates where the gateways"),
         ("security.tls.certManager.enabled=true", "security.tls.certManager.issuerRef: name the issuer"),
+        (
+            "security.internalTls.certManager.enabled=true",
+            "security.internalTls.certManager.issuerRef: name the issuer",
+        ),
+        ("spec.internal_tls.ca=x", "additional properties 'internal_tls' not allowed"),
         ("fullnameOverride=Phalanx", "at '/fullnameOverride'"),
     ],
 )

@@ -76,7 +76,12 @@ def test_ray_understands_what_its_nodes_are_started_with(example: Path) -> None:
 def test_the_spec_is_one_that_phalanx_serves_and_has_every_key_of_the_values(example: Path, tmp_path: Path) -> None:
     file = tmp_path / "spec.yaml"
     file.write_text(named(rendered(example), "ConfigMap", "llm-spec")["data"]["spec.yaml"])
-    added = {"name": "llm", "wait_for_devices": "10m", "registry_listen": "0.0.0.0:20052"}
+    added = {
+        "name": "llm",
+        "wait_for_devices": "10m",
+        "registry_listen": ":20052",
+        "registry_secret": "registry-secret",
+    }
     assert DeploymentSpec.read(file) == DeploymentSpec.of({**added, **yaml.safe_load(example.read_text())["spec"]})
 
 
@@ -88,7 +93,7 @@ def test_gateways_find_the_registry_where_the_spec_has_it_listen(example: Path) 
     (call,) = (call for call in _commands(gateway) if call[1] == "gateway")
     options = understood(typer.main.get_command(app), call)
     host, _, port = options["registry"].partition(":")
-    assert spec["registry_listen"] == f"0.0.0.0:{port}"
+    assert spec["registry_listen"] == f":{port}"
     assert (options["max_sequences"], options["recovery_s"], options["drain_s"]) == (7_000_000, 8.5, 90.5)
     if services := [item for item in objects if item["kind"] == "Service" and item["metadata"]["name"] == host]:
         assert [entry["port"] for entry in services[0]["spec"]["ports"]] == [int(port)]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+import yaml
+
 from tests.k8s.rendering import CHART, Pod, named, pods, rendered
+from workers.security.peers import PeerTls
 
 _LAPTOP = CHART / "examples/laptop.yaml"
 _TOKENS = CHART / "examples/8xH100-tp8.yaml"
@@ -87,3 +90,36 @@ def test_where_it_has_nothing_to_show_there_is_no_test() -> None:
 def test_a_public_authority_needs_no_file() -> None:
     _, container = _pod("test", rendered(_TOKENS, "security.tls.ownAuthority=false"))
     assert "PHALANX_CA" not in _environment(container)
+
+
+def test_the_driver_hands_over_the_secret_that_gateways_show() -> None:
+    for settings, secret in (((), "llm-registry"), (("security.registrySecret=mine",), "mine")):
+        objects = rendered(_LAPTOP, *settings)
+        pod, container = _pod("gateway", objects)
+        assert _secret_of(pod, container, _options(container)["registry-secret"]) == (secret, "secret")
+        spec = yaml.safe_load(named(objects, "ConfigMap", "llm-spec")["data"]["spec.yaml"])
+        pod, container = _pod("driver", objects)
+        # Beside the spec, in the folder that goes along with the job.
+        (mount,) = (m for m in container["volumeMounts"] if m["mountPath"] == f"/etc/phalanx/{spec['registry_secret']}")
+        (volume,) = (volume for volume in pod.spec["volumes"] if volume["name"] == mount["name"])
+        assert (volume["secret"]["secretName"], mount["subPath"]) == (secret, "secret")
+        assert "--working-dir /etc/phalanx " in container["args"][0]
+
+
+def test_gateways_and_ray_pods_have_the_certificate_of_the_inside_at_the_same_paths() -> None:
+    made = ("security.internalTls.certManager.enabled=true", "security.internalTls.certManager.issuerRef.name=inside")
+    for settings, secret in ((made, "llm-internal"), (("security.internalTls.existingSecret=mine",), "mine")):
+        objects = rendered(_LAPTOP, *settings)
+        tls = yaml.safe_load(named(objects, "ConfigMap", "llm-spec")["data"]["spec.yaml"])["internal_tls"]
+        inside = [pod for pod in pods(objects) if pod.component in ("gateway", "ray")]
+        assert len(inside) == 3
+        for pod in inside:
+            (container,) = pod.spec["containers"]
+            for key, file in (("certificate", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt")):
+                assert _secret_of(pod, container, tls[key]) == (secret, file)
+                if pod.component == "gateway":
+                    assert _options(container)[f"internal-{key}"] == tls[key]
+    certificate = named(rendered(_LAPTOP, *made), "Certificate", "llm-internal")["spec"]
+    assert certificate["dnsNames"] == [PeerTls.name]
+    assert set(certificate["usages"]) == {"server auth", "client auth"}
+    assert "internal_tls" not in str(rendered(_LAPTOP))

@@ -64,14 +64,15 @@ def test_rays_token_goes_to_those_who_speak_to_ray_and_to_nobody_else() -> None:
                 else:
                     assert "RAY_AUTH_TOKEN" not in environment
         secrets = [item["metadata"]["name"] for item in objects if item["kind"] == "Secret"]
-        assert secrets == ([] if settings else ["llm-ray"])
+        assert secrets == (["llm-registry"] if settings else ["llm-ray", "llm-registry"])
 
 
-def test_two_installations_have_different_tokens() -> None:
-    first = named(rendered(_LAPTOP), "Secret", "llm-ray")["data"]["auth_token"]
-    again = named(rendered(_LAPTOP, "spec.max_running=3"), "Secret", "llm-ray")["data"]["auth_token"]
-    assert len(first) == 64
-    assert first != again
+def test_two_installations_have_different_tokens_and_secrets() -> None:
+    for name, key in (("llm-ray", "auth_token"), ("llm-registry", "secret")):
+        first = named(rendered(_LAPTOP), "Secret", name)["data"][key]
+        again = named(rendered(_LAPTOP, "spec.max_running=3"), "Secret", name)["data"][key]
+        assert len(first) == 64
+        assert first != again
 
 
 @pytest.fixture(scope="module")

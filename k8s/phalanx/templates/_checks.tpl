@@ -23,6 +23,9 @@
 {{- if and .tls.certManager.enabled (not .tls.existingSecret) (not .tls.certManager.issuerRef) }}
 {{- fail "security.tls.certManager.issuerRef: name the issuer" }}
 {{- end }}
+{{- if and .internalTls.certManager.enabled (not .internalTls.existingSecret) (not .internalTls.certManager.issuerRef) }}
+{{- fail "security.internalTls.certManager.issuerRef: name the issuer" }}
+{{- end }}
 {{- if and .tls.verifyClients (not $tls) }}
 {{- fail "security.tls.verifyClients: clients show certificates where the gateways have one: name security.tls.existingSecret" }}
 {{- end }}

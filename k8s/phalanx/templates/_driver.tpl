@@ -30,6 +30,10 @@ volumeMounts:
     mountPath: /etc/phalanx/spec.yaml
     subPath: spec.yaml
     readOnly: true
+  - name: registry
+    mountPath: /etc/phalanx/registry-secret
+    subPath: secret
+    readOnly: true
 {{- end -}}
 
 {{- define "phalanx.driverVolumes" -}}
@@ -37,4 +41,5 @@ volumeMounts:
 - name: spec
   configMap:
     name: {{ include "phalanx.fullname" . }}-spec
+{{ include "phalanx.registryVolume" . }}
 {{- end -}}

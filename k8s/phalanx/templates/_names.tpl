@@ -42,8 +42,15 @@ is handed out by the kernel, to replicas among others. */}}
 {{- .Values.ray.auth.existingSecret | default (printf "%s-ray" (include "phalanx.fullname" .)) -}}
 {{- end -}}
 
-{{/* The spec that is served, as a JSON object. */}}
+{{- define "phalanx.registrySecret" -}}
+{{- .Values.security.registrySecret | default (printf "%s-registry" (include "phalanx.fullname" .)) -}}
+{{- end -}}
+
+{{/* The spec that is served, as a JSON object. The file of the registry's secret goes along with it as part of the job. */}}
 {{- define "phalanx.spec" -}}
-{{- $added := dict "name" (include "phalanx.fullname" .) "registry_listen" (printf "0.0.0.0:%s" (include "phalanx.registryPort" .)) "wait_for_devices" "10m" -}}
+{{- $added := dict "name" (include "phalanx.fullname" .) "registry_listen" (printf ":%s" (include "phalanx.registryPort" .)) "registry_secret" "registry-secret" "wait_for_devices" "10m" -}}
+{{- if include "phalanx.internalSecret" . -}}
+{{- $_ := set $added "internal_tls" (dict "certificate" "/etc/phalanx/internal/tls.crt" "key" "/etc/phalanx/internal/tls.key" "ca" "/etc/phalanx/internal/ca.crt") -}}
+{{- end -}}
 {{- mustMergeOverwrite $added (deepCopy .Values.spec) | toJson -}}
 {{- end -}}

@@ -5,7 +5,45 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Where the processes of the deployment find the certificate that they show each other. */}}
+{{- define "phalanx.internalSecret" -}}
+{{- with .Values.security.internalTls -}}
+{{- .existingSecret | default (ternary (printf "%s-internal" (include "phalanx.fullname" $)) "" .certManager.enabled) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "phalanx.internalMount" -}}
+{{- if include "phalanx.internalSecret" . -}}
+- name: internal
+  mountPath: /etc/phalanx/internal
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "phalanx.internalVolume" -}}
+{{- with include "phalanx.internalSecret" . -}}
+- name: internal
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- end -}}
+
+{{/* What the coordinator's registry lets gateways in by. */}}
+{{- define "phalanx.registryVolume" -}}
+- name: registry
+  secret:
+    secretName: {{ include "phalanx.registrySecret" . }}
+    defaultMode: 0440
+{{- end -}}
+
 {{- define "phalanx.gatewayProtection" -}}
+- --registry-secret=/etc/phalanx/registry/secret
+{{- if include "phalanx.internalSecret" . }}
+- --internal-certificate=/etc/phalanx/internal/tls.crt
+- --internal-key=/etc/phalanx/internal/tls.key
+- --internal-ca=/etc/phalanx/internal/ca.crt
+{{- end }}
 {{- with .Values.security }}
 {{- if include "phalanx.tlsSecret" $ }}
 - --certificate=/etc/phalanx/tls/tls.crt
@@ -24,6 +62,10 @@
 {{- end -}}
 
 {{- define "phalanx.gatewaySecretMounts" -}}
+- name: registry
+  mountPath: /etc/phalanx/registry
+  readOnly: true
+{{ include "phalanx.internalMount" . }}
 {{- if include "phalanx.tlsSecret" . }}
 - name: tls
   mountPath: /etc/phalanx/tls
@@ -37,6 +79,8 @@
 {{- end -}}
 
 {{- define "phalanx.gatewaySecretVolumes" -}}
+{{ include "phalanx.registryVolume" . }}
+{{ include "phalanx.internalVolume" . }}
 {{- with include "phalanx.tlsSecret" . }}
 - name: tls
   secret:

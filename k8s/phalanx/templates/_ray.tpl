@@ -66,6 +66,9 @@ spec:
           mountPath: /dev/shm
         {{- include "phalanx.scratchMounts" $root | nindent 8 }}
         {{- include "phalanx.modelMount" (dict "root" $root "readOnly" true) | nindent 8 }}
+        {{- with include "phalanx.internalMount" $root }}
+        {{- . | nindent 8 }}
+        {{- end }}
         {{- with .node.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -76,6 +79,9 @@ spec:
         sizeLimit: {{ .node.shmSize }}
     {{- include "phalanx.scratchVolumes" $root | nindent 4 }}
     {{- include "phalanx.modelVolume" $root | nindent 4 }}
+    {{- with include "phalanx.internalVolume" $root }}
+    {{- . | nindent 4 }}
+    {{- end }}
     {{- with .node.extraVolumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
