@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCP
 from partitioning.plan import Plan
 from workers.collectives import Channel, Group, HierarchicalGroup, ProcessChannel, ProcessGroup, SoloGroup
 from workers.collectives.channel import SharedMemoryChannel, channel_bytes
+from workers.collectives.flight_recorder import unfinished
 from workers.collectives.process_group import FRAME, framed
 from workers.collectives.shared_file import SharedFiles, host_key
 from workers.collectives.shared_memory import SharedMemoryGroup, group_bytes
@@ -29,6 +30,7 @@ from workers.security.secret import derived
 from workers.step_plan import Ints
 
 _PLAN, _HIDDEN, _RESULT = 1, 2, 3  # message tags
+_STILL_S = 1.0  # of a step that takes longer, it is worth the time to ask torch where it stands
 # What may be under way between two ranks of a host. A result is some numbers for each running sequence, so it always
 # fits: the last stage must not wait for rank 0, which may be waiting to hand over hidden states.
 _CAPACITY = {_PLAN: 256 << 10, _HIDDEN: 2 << 20, _RESULT: 1 << 20}
@@ -158,7 +160,10 @@ class ParallelContext:
 
     def pulse(self) -> Pulse:
         """What this rank is doing; for any thread."""
-        return self.progress.pulse(self.stage.operations)
+        pulse = self.progress.pulse(self.stage.operations)
+        if self._groups and not pulse.resting and pulse.seconds > _STILL_S:
+            return replace(pulse, unfinished=unfinished())
+        return pulse
 
     def abort(self) -> None:
         """Makes what another thread is waiting for fail at once: a rank is known to be dead."""
@@ -227,7 +232,7 @@ class ParallelContext:
         if not all(self._in_memory(link) or link.tag == _HIDDEN for link in links) or (
             self._device.type == "cpu" and not all(self._in_memory(link) for link in links)
         ):
-            gloo = self._gloo(PrefixStore("world", store), self._rank, self._ranks)
+            gloo = self._gloo("links", PrefixStore("world", store), self._rank, self._ranks)
         if links and self._device.type == "cuda":
             nccl = self._nccl("between", self._rank, self._ranks)
         channels: dict[_Link, Channel] = {}
@@ -252,7 +257,7 @@ class ParallelContext:
             return SoloGroup()
         hosts = self._stage_hosts()
         if len(hosts) == self._tp:
-            return ProcessGroup(self._gloo(store, rank, self._tp))
+            return ProcessGroup(self._gloo(f"stage {self._stage}", store, rank, self._tp))
         host = next(host for host in hosts if rank in host)
         here = None
         if len(host) > 1:
@@ -266,12 +271,14 @@ class ParallelContext:
         between = None
         if rank == host[0]:
             leaders = [ranks[0] for ranks in hosts]
-            between = ProcessGroup(self._gloo(store, hosts.index(host), len(hosts)), leaders)
+            name = f"the hosts of stage {self._stage}"
+            between = ProcessGroup(self._gloo(name, store, hosts.index(host), len(hosts)), leaders)
         return HierarchicalGroup(rank, hosts, here, between)
 
-    def _gloo(self, store: Store, rank: int, size: int) -> Any:
+    def _gloo(self, name: str, store: Store, rank: int, size: int) -> Any:
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = timedelta(seconds=self._timeout_s)
+        options.group_name = name
         options._devices = [ProcessGroupGloo.create_device(hostname=self._address)]
         group = ProcessGroupGloo(store, rank, size, options)
         self._groups.append(group)
@@ -284,6 +291,7 @@ class ParallelContext:
 
         options = ProcessGroupNCCL.Options()
         options._timeout = timedelta(seconds=self._timeout_s)
+        options.group_name = name  # type: ignore[assignment]  # a NewType of str
         group = ProcessGroupNCCL(PrefixStore(name, self._plain), rank, size, options)
         self._groups.append(group)
         prove(group, self._secret, self._device)

@@ -9,17 +9,20 @@ from time import monotonic
 @dataclass(frozen=True)
 class Pulse:
     """A look at a rank: what it does since how many `seconds`, in which step, and how many collectives of its stage it
-    has taken part in. A rank that rests waits for work, however long."""
+    has taken part in. A rank that rests waits for work, however long. Of one that stands still, `unfinished` names what
+    torch's process groups have begun and not ended."""
 
     doing: str
     step: int
     seconds: float
     resting: bool
     collectives: int
+    unfinished: str = ""
 
     def __str__(self) -> str:
         rest = "" if self.resting else f" of step {self.step}, after {self.collectives} collectives"
-        return f"{self.doing}{rest}, since {self.seconds:.1f} s"
+        waits = f", in {self.unfinished}" if self.unfinished else ""
+        return f"{self.doing}{rest}, since {self.seconds:.1f} s{waits}"
 
 
 class Progress:
