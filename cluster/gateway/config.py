@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.security.peers import PeerTls
@@ -23,7 +23,7 @@ class GatewayConfig:
 
     listen: str
     registry: str
-    registry_secret: str | Path
+    registry_secret: str | Path = field(repr=False)
     max_sequences: int = 1024
     recovery_s: float = 120.0
     tokenizer: str | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 
 import ray
@@ -34,7 +34,7 @@ class Opened:
     """Where the registry is, as host:port, what it lets gateways in by, and the plan."""
 
     registry: str
-    secret: str
+    secret: str = field(repr=False)
     plan_json: str
 
 
