@@ -11,46 +11,66 @@ from workers.sequence import Sequence
 from workers.step_plan import ADMISSION, Kind, StepPlan
 
 Batch = list[tuple[Sequence, int]]  # how many tokens of which sequence
+Drafts = dict[int, list[int]]  # guesses of what follows, by slot
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """A planned step and the sequences of its rows, with the tokens of each that are computed after it.
 
-    `sampled` are those that get a token; `prompt_tokens` were read beside one token each of sequences that decode, of
-    which the replica has `decoding` in all steps in flight together.
+    `sampled` are those that get a token, and one more for each guess of their `drafts` that turns out right; there are
+    `drafted` guesses in all. `prompt_tokens` were read beside one token each of sequences that decode, of which the
+    replica has `decoding` in all steps in flight together.
     """
 
     plan: StepPlan
     sequences: tuple[Sequence, ...]
     ends: tuple[int, ...]
     sampled: tuple[Sequence, ...]
+    drafts: tuple[list[int], ...]
+    drafted: int
     decoding: int
     prompt_tokens: int
+
+    @property
+    def samples(self) -> int:
+        return len(self.sampled) + self.drafted
+
+
+_NO_DRAFT: list[int] = []
 
 
 def make_step(
     number: int,
     batch: Batch,
+    drafts: Drafts,
     admissions: Seq[tuple[float, ...]],
     updates: Seq[tuple[int, int, int]],
     decoding: int,
     decoded: int,
 ) -> Step:
-    """Plans the next tokens of the sequences in `batch`, `decoded` of which decode; all count as in flight from now."""
+    """Plans the next tokens of the sequences in `batch`, `decoded` of which decode, and their `drafts` after them; all
+    count as in flight from now."""
     rows: list[int] = []
     tokens: list[int] = []
-    ends, sampled = [], []
+    ends, sampled, guessed, drafted = [], [], [], 0
     for sequence, count in batch:
         start = sequence.planned
         end = sequence.planned = start + count
         sequence.in_flight += 1
         if end == len(sequence.tokens):
+            draft = drafts.get(sequence.slot, _NO_DRAFT)
             sampled.append(sequence)
-            rows += (sequence.slot, start, count, 1)
+            guessed.append(draft)
+            rows += (sequence.slot, start, count + len(draft), 1 + len(draft))
+            tokens += sequence.tokens[start:end]
+            if draft:
+                sequence.planned += len(draft)
+                drafted += len(draft)
+                tokens += draft
         else:
             rows += (sequence.slot, start, count, 0)
-        tokens += sequence.tokens[start:end]
+            tokens += sequence.tokens[start:end]
         ends.append(end)
     plan = StepPlan(
         kind=Kind.RUN,
@@ -61,4 +81,5 @@ def make_step(
         tokens=np.array(tokens, dtype=np.int32),
     )
     sequences = tuple(sequence for sequence, _ in batch)
-    return Step(plan, sequences, tuple(ends), tuple(sampled), decoding, len(tokens) - decoded)
+    read = len(tokens) - decoded - drafted
+    return Step(plan, sequences, tuple(ends), tuple(sampled), tuple(guessed), drafted, decoding, read)
