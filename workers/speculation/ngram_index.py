@@ -13,7 +13,7 @@ class NgramIndex:
 
     def __init__(self) -> None:
         self._after: dict[tuple[int, ...], int] = {}  # the place of the token that came next
-        self._known = LENGTH - 1  # tokens before this place have been taken in
+        self._known = LENGTH  # places before this one have been taken in
 
     def continuation(self, tokens: Seq[int], most: int) -> list[int]:
         """Up to `most` tokens that followed the last LENGTH of `tokens` when these came before; none if they did not.
@@ -23,9 +23,8 @@ class NgramIndex:
         end = len(tokens)
         stop = min(end, self._known + _AT_ONCE)
         if stop > self._known:
-            first = self._known + 1 - LENGTH
-            new = tokens[first : stop - 1]
-            self._after.update(zip(zip(new, new[1:], new[2:]), range(first + LENGTH, stop)))  # noqa: B905
+            new = tokens[self._known - LENGTH : stop - 1]
+            self._after.update(zip(zip(new, new[1:], new[2:]), range(self._known, stop)))  # noqa: B905
             self._known = stop
         if stop < end or end < LENGTH:
             return []
