@@ -224,11 +224,7 @@ class Engine:
         oldest = self._in_flight.popleft()
         step, sampled = oldest.step, oldest.sampled
         started = perf_counter()
-        alternatives = [
-            asked
-            for sequence, draft in zip(step.sampled, step.drafts, strict=True)
-            for asked in [sequence.request.sampling.logprobs] * (1 + len(draft))
-        ]
+        alternatives = step.alternatives()
         reporting = [asked for asked in alternatives if asked is not None]
         if sampled is None:
             sampled = self._receive(step.samples, len(reporting), max(reporting, default=0))

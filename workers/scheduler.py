@@ -22,7 +22,7 @@ from workers.sequence import Rank, Sequence, rank_of
 from workers.speculation.speculation import Speculation
 from workers.step import Batch, Drafts, Step, make_step
 from workers.step_plan import admission
-from workers.tenant import DRAWN, Tenant, Tenants
+from workers.tenant import DRAWN, Tenants
 from workers.waiting_queue import WaitingQueue
 
 # What has to be served, at the prices of `workers.tenant`, for each position that is computed again because its place
@@ -179,13 +179,18 @@ class Scheduler:
         outputs = []
         place = 0
         for sequence, draft in zip(step.sampled, step.drafts, strict=True):
-            first, place = place, place + 1 + len(draft)
+            first = place
+            place += 1 + len(draft)
             if sequence.cancelled:
                 continue
-            drawn, finish = sequence.take(tokens[first:place], draft, self._config)
+            drawn: tuple[int, ...] = (tokens[first],)
             if draft:
+                drawn, finish = sequence.take(tokens[first:place], draft, self._config)
                 self._settle(sequence, len(draft), len(drawn) - 1, finish)
-            reported = tuple(entry for entry in logprobs[first : first + len(drawn)] if entry is not None)
+            else:
+                sequence.tokens.append(tokens[first])
+                finish = sequence.finish_reason(self._config)
+            reported = () if logprobs[first] is None else tuple(filter(None, logprobs[first : first + len(drawn)]))
             outputs.append(sequence.output(drawn, reported, finish))
             if finish is not None:
                 self._end(sequence)
@@ -219,16 +224,12 @@ class Scheduler:
         most = max(self._config.max_running, _MOST_SAMPLES)
         drafts = speculation.drafts(batch, min(budget, most - len(batch)))
         for sequence, _ in batch if drafts else ():
-            draft = drafts.get(sequence.slot, ())
-            if not draft:
-                continue
-            missing = self._blocks.blocks_for(sequence.planned + 1 + len(draft)) - len(sequence.blocks)
-            if missing > 0:
-                fresh = self._blocks.take(missing)
-                if fresh is None:
-                    del drafts[sequence.slot]
-                else:
-                    self._give(sequence, fresh)
+            end = sequence.planned + 1 + len(drafts.get(sequence.slot, ()))
+            missing = self._blocks.blocks_for(end) - len(sequence.blocks)
+            if missing > 0 and (fresh := self._blocks.take(missing)) is not None:
+                self._give(sequence, fresh)
+            elif missing > 0:
+                del drafts[sequence.slot]
         return drafts
 
     def _settle(self, sequence: Sequence, drafted: int, accepted: int, finish: FinishReason | None) -> None:
@@ -237,7 +238,9 @@ class Scheduler:
         self._speculation.judged(sequence, drafted, accepted, ended=finish is not None)
         sequence.planned = len(sequence.tokens) - 1
         sequence.charged = max(sequence.charged, sequence.planned)
-        self._pay(sequence.tenant, accepted * (1 + DRAWN))
+        cost = accepted * (1 + DRAWN)
+        sequence.tenant.counter += cost / sequence.tenant.weight
+        self._since_reclaim += cost
         self._remember(sequence, sequence.planned)
 
     def _prompt_rows(self, prompts: list[Sequence], batch: Batch, share: int, budget: int) -> None:
@@ -278,10 +281,7 @@ class Scheduler:
         if end > sequence.charged:
             cost += end - max(sequence.planned, sequence.charged)
             sequence.charged = end
-        self._pay(sequence.tenant, cost)
-
-    def _pay(self, tenant: Tenant, cost: float) -> None:
-        tenant.counter += cost / tenant.weight
+        sequence.tenant.counter += cost / sequence.tenant.weight
         self._since_reclaim += cost
 
     def _reclaim(self) -> None:

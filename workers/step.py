@@ -36,6 +36,13 @@ class Step:
     def samples(self) -> int:
         return len(self.sampled) + self.drafted
 
+    def alternatives(self) -> list[int | None]:
+        """How many each sample reports, None for no logprobs at all."""
+        asked = [sequence.request.sampling.logprobs for sequence in self.sampled]
+        if not self.drafted:
+            return asked
+        return [n for n, draft in zip(asked, self.drafts, strict=True) for _ in range(1 + len(draft))]
+
 
 _NO_DRAFT: list[int] = []
 
@@ -59,15 +66,18 @@ def make_step(
         end = sequence.planned = start + count
         sequence.in_flight += 1
         if end == len(sequence.tokens):
-            draft = drafts.get(sequence.slot, _NO_DRAFT)
             sampled.append(sequence)
-            guessed.append(draft)
-            rows += (sequence.slot, start, count + len(draft), 1 + len(draft))
             tokens += sequence.tokens[start:end]
-            if draft:
-                sequence.planned += len(draft)
-                drafted += len(draft)
+            if drafts and (draft := drafts.get(sequence.slot)):
+                more = len(draft)
+                rows += (sequence.slot, start, count + more, 1 + more)
+                guessed.append(draft)
+                sequence.planned += more
+                drafted += more
                 tokens += draft
+            else:
+                rows += (sequence.slot, start, count, 1)
+                guessed.append(_NO_DRAFT)
         else:
             rows += (sequence.slot, start, count, 0)
             tokens += sequence.tokens[start:end]
