@@ -1,6 +1,6 @@
 """Decoding with guesses from the prompt and without, by turns: python -m benchmarks.speculation MODEL
 
-[--tp N] [--pp N] [--dtype TYPE] [--weights TYPE] [--rounds N]
+[--tp N] [--pp N] [--dtype TYPE] [--weights TYPE] [--threads N] [--rounds N]
 
 Two replicas in one process answer the same texts, one with `speculation: ngram`, one with `off`: texts that repeat
 their prompt and texts that do not, alone and many at once. A ratio is that of output tokens a second after the first,
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import get_args
+from typing import Annotated, get_args
 
 import typer
 
@@ -28,7 +28,7 @@ from partitioning.checkpoint import open_checkpoint
 from partitioning.model_spec import DType, WeightType
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
-from partitioning.topology import local_topology
+from partitioning.topology import ETHERNET, Topology, cpu_node, local_topology, usable_memory
 from workers.local import LocalReplica, local_replica
 from workers.request import EngineConfig, Request, SamplingParams, SpeculationType
 
@@ -73,6 +73,7 @@ def main(
     pp: int = 1,
     dtype: DType | None = None,
     weights: WeightType = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each rank. Default: its share of the cores.")] = None,
     rounds: int = 5,
 ) -> None:
     path = resolve_model(model)
@@ -80,7 +81,11 @@ def main(
     with open_checkpoint(path) as checkpoint:
         spec = checkpoint.spec
     settings = plan_settings(spec, dtype=dtype, weights=weights, max_model_len=_MAX_LEN, kv_cache_tokens=32768)
-    plan = make_plan(spec, str(path), local_topology(tp * pp), settings, tp=tp, pp=pp)
+    host = local_topology(tp * pp)
+    if threads is not None:
+        node = cpu_node("localhost", tp * pp, tp * pp * threads, usable_memory())
+        host = Topology((node,), ETHERNET)
+    plan = make_plan(spec, str(path), host, settings, tp=tp, pp=pp)
     kinds: tuple[SpeculationType, ...] = get_args(SpeculationType)
     verdicts = []
     with ExitStack() as stack:
