@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from partitioning.checkpoint.files import read_bytes
 from partitioning.model_spec import CacheType, DType, WeightType
+from workers.request import SpeculationType
 from workers.security.peers import PeerTls
 from workers.security.tls import ServerTls
 
@@ -24,6 +25,11 @@ def _seconds(duration: object) -> object:
     if isinstance(duration, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smh])", duration)):
         return float(found[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[found[2]]
     return duration
+
+
+def _switch(value: object) -> object:
+    """YAML reads off as false."""
+    return "off" if value is False else value
 
 
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
@@ -117,6 +123,14 @@ class DeploymentSpec(BaseModel):
         Positive, Field(description="Tokens that these may need: their prompts, and what may be generated.")
     ] = 1 << 20
     prefix_caching: Annotated[bool, Field(description="Reuse KV blocks of equal beginnings.")] = True
+    speculation: Annotated[
+        SpeculationType,
+        BeforeValidator(_switch, json_schema_input_type=SpeculationType | Literal[False]),
+        Field(
+            description="Speculative decoding. ngram: guess tokens from prompt and output so far, and keep those that "
+            "the model draws too; off: one token a step."
+        ),
+    ] = "ngram"
     collective_timeout_s: Annotated[
         float, Field(gt=0, description="How long a step may stand still before the replica counts as hung.")
     ] = 20.0

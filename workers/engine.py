@@ -19,6 +19,8 @@ from workers.request import EngineConfig, EngineLoad, Output, Request, TokenLogp
 from workers.runner import Runner
 from workers.sampling import Sampled
 from workers.scheduler import Scheduler
+from workers.speculation.prompt_lookup import PromptLookup
+from workers.speculation.speculation import Speculation
 from workers.step import Step
 from workers.step_plan import Kind, control_plan
 
@@ -56,7 +58,8 @@ class Engine:
         self._context = context
         self._blocks = BlockManager(plan.kv_blocks, plan.kv_block_size, config.prefix_caching)
         self._pacer = Pacer(config.max_stretch, plan.pp, config.objectives.tpot_s)
-        self._scheduler = Scheduler(config, self._blocks, self._pacer, micro_batches=plan.pp)
+        self._speculation = None if config.speculation == "off" else Speculation(config, PromptLookup())
+        self._scheduler = Scheduler(config, self._blocks, self._pacer, plan.pp, self._speculation)
         self._in_flight: deque[_InFlight] = deque()
         self._news: list[Output] = []
         self._unheard: set[int] = set()  # keys of requests of which nothing has been handed over
@@ -165,7 +168,7 @@ class Engine:
             raise ValueError(
                 f"{tokens} tokens leave no room to generate: the longest sequence is {config.max_model_len} tokens"
             )
-        longest = min(request.prompt_len + request.sampling.max_tokens, config.max_model_len)
+        longest = request.most_tokens(config.max_model_len)
         if self._blocks.blocks_for(longest) > self._blocks.num_blocks:
             raise ValueError(
                 f"{longest} tokens do not fit the KV cache of {self._blocks.num_blocks} blocks "
@@ -221,17 +224,20 @@ class Engine:
         oldest = self._in_flight.popleft()
         step, sampled = oldest.step, oldest.sampled
         started = perf_counter()
-        reporting = [s.request.sampling.logprobs for s in step.sampled if s.request.sampling.logprobs is not None]
+        alternatives = step.alternatives()
+        reporting = [asked for asked in alternatives if asked is not None]
         if sampled is None:
-            sampled = self._receive(len(step.sampled), len(reporting), max(reporting, default=0))
+            sampled = self._receive(step.samples, len(reporting), max(reporting, default=0))
         received = perf_counter()
         logprobs = iter(_token_logprobs(sampled.logprobs, reporting))
-        self._pacer.finished(step.decoding, step.prompt_tokens, oldest.started, received)
+        seconds = self._pacer.finished(step.decoding, step.prompt_tokens, oldest.started, received, step.drafted)
+        if self._speculation is not None:
+            self._speculation.finished(len(step.sampled), step.drafted, step.prompt_tokens, seconds)
         self._note(
             self._scheduler.commit(
                 step,
                 sampled.tokens.tolist(),
-                [None if s.request.sampling.logprobs is None else next(logprobs) for s in step.sampled],
+                [None if asked is None else next(logprobs) for asked in alternatives],
             )
         )
         self._generated += len(step.sampled)
@@ -253,6 +259,8 @@ class Engine:
         self._news += outputs
 
     def _hand_over(self, on_outputs: Callable[[list[Output]], None]) -> None:
+        speculation = self._speculation
+        accepted = 0 if speculation is None else speculation.accepted
         self._load = EngineLoad(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
@@ -260,7 +268,9 @@ class Engine:
             free_blocks=self._blocks.free,
             total_blocks=self._blocks.num_blocks,
             steps=self._scheduler.steps,
-            generated_tokens=self._generated,
+            generated_tokens=self._generated + accepted,
+            drafted_tokens=0 if speculation is None else speculation.drafted,
+            accepted_tokens=accepted,
         )
         if self._news:
             news, self._news = self._news, []

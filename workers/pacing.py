@@ -80,8 +80,9 @@ class Pacer:
         if prompt_tokens:
             self._reading += 1
 
-    def finished(self, decoding: int, prompt_tokens: int, start: float, end: float) -> None:
-        """The oldest step in flight has ended; `start` and `end` are seconds of one clock."""
+    def finished(self, decoding: int, prompt_tokens: int, start: float, end: float, drafted: int = 0) -> float:
+        """The oldest step in flight has ended; `start` and `end` are seconds of one clock. Returns how many it took by
+        itself. Of one with guesses (`workers.speculation`) nothing is learned here."""
         own = end - max(start, self._last_end)
         self._last_end = end
         if prompt_tokens:
@@ -89,8 +90,9 @@ class Pacer:
             self._read_until = end
             if prompt_tokens >= MIN_CHUNK:
                 self._learn_prompt(decoding, prompt_tokens, own)
-        elif decoding and not self._reading and start >= self._read_until:
+        elif decoding and not drafted and not self._reading and start >= self._read_until:
             self._learn_decode(decoding, end - start)
+        return own
 
     def _learn_decode(self, decoding: int, seconds: float) -> None:
         bucket = decoding.bit_length()

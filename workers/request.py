@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from workers.objectives import Objectives
+
+SpeculationType = Literal["off", "ngram"]
 
 
 class FinishReason(StrEnum):
@@ -79,6 +81,10 @@ class Request:
     weight: float = 1.0
     deadline: float | None = None
 
+    def most_tokens(self, max_model_len: int) -> int:
+        """Of the prompt and what may be generated."""
+        return min(self.prompt_len + self.sampling.max_tokens, max_model_len)
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -107,7 +113,8 @@ class Output:
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """What a router needs to know of a replica."""
+    """What a router needs to know of a replica. `accepted_tokens` of the `drafted_tokens`, guesses of speculative
+    decoding, were generated."""
 
     running: int = 0
     waiting: int = 0
@@ -116,6 +123,8 @@ class EngineLoad:
     total_blocks: int = 0
     steps: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,7 @@ class EngineConfig:
     that are refused.
     `news_interval_s`: how long tokens may wait to be handed over together, of many streams longer (see `Engine`); a
     request's first and last never do.
+    `speculation`: who guesses tokens; see `workers.speculation`.
     """
 
     max_running: int = 64
@@ -141,6 +151,7 @@ class EngineConfig:
     news_interval_s: float = 0.0
     max_model_len: int = 8192
     prefix_caching: bool = True
+    speculation: SpeculationType = "off"
     collective_timeout_s: float = 20.0
     eos_token_ids: tuple[int, ...] = field(default=())
 

@@ -18,7 +18,7 @@ from workers.request import EngineConfig
 from workers.sampling import Sampled, Sampler
 from workers.step_plan import StepPlan
 
-_NO_ROWS = np.empty((0, 4), dtype=np.int32)
+_NOTHING = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
 
 
 class Runner:
@@ -57,11 +57,10 @@ class Runner:
         started = perf_counter()
         progress = self._context.progress
         progress.step = plan.step
-        sampler, greedy, rows, slots = self._sampler, False, _NO_ROWS, _NO_ROWS[:, 0]
+        sampler, greedy, (slots, positions) = self._sampler, False, _NOTHING
         if sampler is not None:
             sampler.apply(plan)
-            rows = plan.rows[plan.rows[:, 3] > 0]  # of the sequences that get a token
-            slots = rows[:, 0]
+            slots, positions = plan.samples()
             greedy = sampler.greedy(slots)
         hidden = None if self._first else self._context.receive_hidden(len(plan.tokens), self._hidden_size)
         prepared = perf_counter()
@@ -80,7 +79,7 @@ class Runner:
                 sampled = sampler.choose(*result.best)
             else:
                 assert result.logits is not None
-                sampled = sampler.sample(result.logits, slots, (rows[:, 1] + rows[:, 2]).astype(np.int64))
+                sampled = sampler.sample(result.logits, slots, positions)
         self.seconds["forward"] += forwarded - prepared
         self.seconds["sample"] += perf_counter() - forwarded + prepared - started
         return sampled

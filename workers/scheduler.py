@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from time import monotonic
 
 from workers.bounds import FairBounds
@@ -19,7 +19,8 @@ from workers.kv_cache import BlockManager
 from workers.pacing import MIN_CHUNK, Pacer
 from workers.request import EngineConfig, FinishReason, Output, Request, TokenLogprob
 from workers.sequence import Rank, Sequence, rank_of
-from workers.step import Batch, Step, make_step
+from workers.speculation.speculation import Speculation
+from workers.step import Batch, Drafts, Step, make_step
 from workers.step_plan import admission
 from workers.tenant import DRAWN, Tenants
 from workers.waiting_queue import WaitingQueue
@@ -27,6 +28,8 @@ from workers.waiting_queue import WaitingQueue
 # What has to be served, at the prices of `workers.tenant`, for each position that is computed again because its place
 # went to another tenant.
 _PER_RECLAIMED = 4
+
+_MOST_SAMPLES = 32  # with guesses, of which a step may have more than sequences; `max_running` if that is more
 
 
 class Scheduler:
@@ -36,11 +39,19 @@ class Scheduler:
     the stages; a decode waits for its token.
     """
 
-    def __init__(self, config: EngineConfig, blocks: BlockManager, pacer: Pacer, micro_batches: int) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        blocks: BlockManager,
+        pacer: Pacer,
+        micro_batches: int,
+        speculation: Speculation | None = None,
+    ) -> None:
         self._config = config
         self._blocks = blocks
         self._pacer = pacer
         self._micro_batches = micro_batches
+        self._speculation = speculation
         self.bounds = FairBounds(config.max_waiting, config.max_waiting_tokens)
         self._tenants = Tenants()
         self._waiting = WaitingQueue()
@@ -74,7 +85,7 @@ class Scheduler:
 
     def reserve(self, request: Request) -> bool:
         """Whether there is room in the queue, which is then kept for this request. May be called from any thread."""
-        return self.bounds.take(request.tenant, request.weight, 1, self._need(request))
+        return self.bounds.take(request.tenant, request.weight, 1, request.most_tokens(self._config.max_model_len))
 
     def add(self, request: Request) -> None:
         """Queues a request for which there is room."""
@@ -95,7 +106,7 @@ class Scheduler:
         sequence.cancelled = True
         self._end(sequence)
         self._leave(sequence)
-        return self._output(sequence, (), (), FinishReason.CANCELLED)
+        return sequence.output(finish=FinishReason.CANCELLED)
 
     def park(self, key: int) -> None:
         """Lets a sequence rest: its place and blocks are free at once, or when the step it is in has ended, whose token
@@ -149,11 +160,16 @@ class Scheduler:
         allowed = self._pacer.prompt_tokens(decoding, len(prompts) + arriving)
         if allowed is not None and (batch or self._in_flight):
             budget = min(budget, allowed)
-        self._prompt_rows(prompts, batch, share, budget)
-        return self._step(batch, decoding, decoded) if batch else None
+        drafts: Drafts = {}
+        if prompts or arriving:
+            self._prompt_rows(prompts, batch, share, budget)
+        elif self._speculation is not None and batch:
+            drafts = self._drafts(self._speculation, batch, budget)
+        return self._step(batch, drafts, decoding, decoded) if batch else None
 
-    def commit(self, step: Step, tokens: Iterable[int], logprobs: Iterable[TokenLogprob | None]) -> list[Output]:
-        """Takes in the sampled tokens of a finished step, in the order of `step.sampled`."""
+    def commit(self, step: Step, tokens: Seq[int], logprobs: Seq[TokenLogprob | None]) -> list[Output]:
+        """Takes in the sampled tokens of a finished step, in the order of `step.sampled`: of each sequence one, and one
+        after every guess."""
         self._in_flight -= 1
         size = self._blocks.block_size
         for sequence, end in zip(step.sequences, step.ends, strict=True):
@@ -161,12 +177,21 @@ class Scheduler:
             if end >= (sequence.remembered + 1) * size:
                 self._remember(sequence, end)
         outputs = []
-        for sequence, token, logprob in zip(step.sampled, tokens, logprobs, strict=True):
+        place = 0
+        for sequence, draft in zip(step.sampled, step.drafts, strict=True):
+            first = place
+            place += 1 + len(draft)
             if sequence.cancelled:
                 continue
-            sequence.tokens.append(token)
-            finish = sequence.finish_reason(self._config)
-            outputs.append(self._output(sequence, (token,), () if logprob is None else (logprob,), finish))
+            drawn: tuple[int, ...] = (tokens[first],)
+            if draft:
+                drawn, finish = sequence.take(tokens[first:place], draft, self._config)
+                self._settle(sequence, len(draft), len(drawn) - 1, finish)
+            else:
+                sequence.tokens.append(tokens[first])
+                finish = sequence.finish_reason(self._config)
+            reported = () if logprobs[first] is None else tuple(filter(None, logprobs[first : first + len(drawn)]))
+            outputs.append(sequence.output(drawn, reported, finish))
             if finish is not None:
                 self._end(sequence)
                 self._retire(sequence)
@@ -194,6 +219,30 @@ class Scheduler:
             self._charge(sequence, 1)
         return batch
 
+    def _drafts(self, speculation: Speculation, batch: Batch, budget: int) -> Drafts:
+        """Guesses for sequences of `batch`, in blocks that nobody needs now."""
+        most = max(self._config.max_running, _MOST_SAMPLES)
+        drafts = speculation.drafts(batch, min(budget, most - len(batch)))
+        for sequence, _ in batch if drafts else ():
+            end = sequence.planned + 1 + len(drafts.get(sequence.slot, ()))
+            missing = self._blocks.blocks_for(end) - len(sequence.blocks)
+            if missing > 0 and (fresh := self._blocks.take(missing)) is not None:
+                self._give(sequence, fresh)
+            elif missing > 0:
+                del drafts[sequence.slot]
+        return drafts
+
+    def _settle(self, sequence: Sequence, drafted: int, accepted: int, finish: FinishReason | None) -> None:
+        """Takes back the guesses that were wrong. What came of right ones is paid for as without guesses."""
+        assert self._speculation is not None
+        self._speculation.judged(sequence, drafted, accepted, ended=finish is not None)
+        sequence.planned = len(sequence.tokens) - 1
+        sequence.charged = max(sequence.charged, sequence.planned)
+        cost = accepted * (1 + DRAWN)
+        sequence.tenant.counter += cost / sequence.tenant.weight
+        self._since_reclaim += cost
+        self._remember(sequence, sequence.planned)
+
     def _prompt_rows(self, prompts: list[Sequence], batch: Batch, share: int, budget: int) -> None:
         """Adds chunks of prompts to `batch`, `budget` tokens together, up to `share` rows in all."""
         reading = deque(sequence for sequence in prompts if sequence.slot >= 0)
@@ -217,27 +266,13 @@ class Scheduler:
     def _first_waiting(self) -> Sequence | None:
         """The next that can still have its first token in time; those before it that cannot are dropped."""
         while (sequence := self._waiting.first()) is not None:
-            late = self._too_late(sequence)
+            late = sequence.too_late(self._pacer.reading_s(len(sequence.tokens)), self._config.objectives.ttft_s)
             if late is None:
                 break
             self._end(sequence)
             self._leave(sequence)
-            self._expired.append(self._output(sequence, (), (), late))
+            self._expired.append(sequence.output(finish=late))
         return sequence
-
-    def _too_late(self, sequence: Sequence) -> FinishReason | None:
-        """Why it is to be dropped: its first token cannot come before its deadline, or not within the objective, though
-        it could have if its turn had come at once."""
-        request, objective = sequence.request, self._config.objectives.ttft_s
-        if request.deadline is None and objective is None:
-            return None
-        now, reading = monotonic(), self._pacer.reading_s(len(sequence.tokens))
-        if request.deadline is not None and now + reading > request.deadline:
-            return FinishReason.EXPIRED
-        begun = not sequence.counted or len(request.token_ids) > request.prompt_len
-        if objective is not None and not begun and reading <= objective < now - sequence.arrived + reading:
-            return FinishReason.SHED
-        return None
 
     def _charge(self, sequence: Sequence, count: int) -> None:
         """Puts the next `count` positions on its tenant's account, save those it has paid before it lost its place."""
@@ -300,10 +335,13 @@ class Scheduler:
             self._preempt(victim)
             if victim is sequence:
                 return False
+        self._give(sequence, fresh)
+        return True
+
+    def _give(self, sequence: Sequence, fresh: list[int]) -> None:
         first = len(sequence.blocks)
         self._updates.extend((sequence.slot, first + i, block) for i, block in enumerate(fresh))
         sequence.blocks.extend(fresh)
-        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self._updates = [update for update in self._updates if update[0] != sequence.slot]
@@ -328,11 +366,8 @@ class Scheduler:
     def _uncount(self, sequence: Sequence) -> None:
         if sequence.counted:
             sequence.counted = False
-            self.bounds.give_back(sequence.request.tenant, 1, self._need(sequence.request))
-
-    def _need(self, request: Request) -> int:
-        """The most tokens that it may have in the KV cache."""
-        return min(request.prompt_len + request.sampling.max_tokens, self._config.max_model_len)
+            request = sequence.request
+            self.bounds.give_back(request.tenant, 1, request.most_tokens(self._config.max_model_len))
 
     def _retire(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
@@ -350,29 +385,12 @@ class Scheduler:
             sequence.chain = self._blocks.remember(sequence.chain, block, sequence.tokens[start : start + size])
             sequence.remembered += 1
 
-    def _step(self, batch: Batch, decoding: int, decoded: int) -> Step:
+    def _step(self, batch: Batch, drafts: Drafts, decoding: int, decoded: int) -> Step:
         self._steps += 1
         self._in_flight += 1
-        step = make_step(self._steps, batch, self._admissions, self._updates, decoding, decoded)
+        step = make_step(self._steps, batch, drafts, self._admissions, self._updates, decoding, decoded)
         self._pacer.started(step.prompt_tokens)
         return step
-
-    def _output(
-        self,
-        sequence: Sequence,
-        tokens: tuple[int, ...],
-        logprobs: tuple[TokenLogprob, ...],
-        finish: FinishReason | None,
-    ) -> Output:
-        return Output(
-            key=sequence.request.key,
-            first_index=len(sequence.tokens) - len(tokens) - sequence.request.prompt_len,
-            token_ids=tokens,
-            logprobs=logprobs,
-            finish_reason=finish,
-            prompt_tokens=sequence.request.prompt_len,
-            cached_tokens=sequence.cached,
-        )
 
 
 def _order(sequence: Sequence) -> tuple[float, Rank]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from time import monotonic
 
-from workers.request import EngineConfig, FinishReason, Request
+from workers.request import EngineConfig, FinishReason, Output, Request, TokenLogprob
+from workers.speculation.acceptance import Acceptance
+from workers.speculation.ngram_index import NgramIndex
 from workers.tenant import Tenant
 
 Rank = tuple[float, int]
@@ -30,7 +34,7 @@ class Sequence:
     it does not run. The first `charged` positions are on its tenant's account.
 
     It `arrived` at a time of `time.monotonic`. It is `waiting` for a place in the batch, `queued` while the queue has
-    an entry of it, `parked` while its reader rests.
+    an entry of it, `parked` while its reader rests. `index` and `acceptance` are those of its guesses.
     """
 
     request: Request
@@ -51,11 +55,60 @@ class Sequence:
     counted: bool = True  # among those that wait for the first time, which are bounded
     parked: bool = False
     cancelled: bool = False
+    index: NgramIndex | None = None
+    acceptance: Acceptance | None = None
 
     @property
     def uses_penalties(self) -> bool:
         s = self.request.sampling
         return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
+
+    def tokens_left(self, config: EngineConfig) -> int:
+        """How many it may still get."""
+        return self.request.most_tokens(config.max_model_len) - len(self.tokens)
+
+    def too_late(self, reading_s: float, objective_s: float | None) -> FinishReason | None:
+        """Why it is to be dropped: its first token cannot come before its deadline, or not within the objective, though
+        it could have if its turn had come at once. To read it takes `reading_s`."""
+        request = self.request
+        if request.deadline is None and objective_s is None:
+            return None
+        now = monotonic()
+        if request.deadline is not None and now + reading_s > request.deadline:
+            return FinishReason.EXPIRED
+        begun = not self.counted or len(request.token_ids) > request.prompt_len
+        if objective_s is not None and not begun and reading_s <= objective_s < now - self.arrived + reading_s:
+            return FinishReason.SHED
+        return None
+
+    def take(
+        self, tokens: Seq[int], draft: Seq[int], config: EngineConfig
+    ) -> tuple[tuple[int, ...], FinishReason | None]:
+        """Appends the first of `tokens`, and each further one for as long as what was guessed before it is right.
+        Returns those that were appended, and why the last of them ends it."""
+        for number, token in enumerate(tokens, start=1):
+            self.tokens.append(token)
+            finish = self.finish_reason(config)
+            if finish is not None or number > len(draft) or token != draft[number - 1]:
+                break
+        return tuple(tokens[:number]), finish
+
+    def output(
+        self,
+        tokens: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        finish: FinishReason | None = None,
+    ) -> Output:
+        """Its last tokens as news."""
+        return Output(
+            key=self.request.key,
+            first_index=len(self.tokens) - len(tokens) - self.request.prompt_len,
+            token_ids=tokens,
+            logprobs=logprobs,
+            finish_reason=finish,
+            prompt_tokens=self.request.prompt_len,
+            cached_tokens=self.cached,
+        )
 
     def finish_reason(self, config: EngineConfig) -> FinishReason | None:
         """Why the last token ends it, or None when it goes on."""

@@ -16,7 +16,7 @@ from workers.request import SamplingParams
 
 Ints = npt.NDArray[np.int32]
 
-_MAGIC = 0x5048_0001  # "PH", format 1
+_MAGIC = 0x5048_0002  # "PH", format 2
 _HEADER = 8
 
 
@@ -70,7 +70,8 @@ def admission(slot: int, prompt_len: int, sampling: SamplingParams) -> tuple[flo
 class StepPlan:
     """`rows` has one row a sequence in the batch, `tokens` their tokens, one sequence after the other.
 
-    rows [sequences, 4]: slot, position of the first token, number of tokens, 1 if a token is sampled after the last.
+    rows [sequences, 4]: slot, position of the first token, number of tokens, after how many of the last of them a token
+    is sampled.
     block_updates [updates, 3]: slot, index in the sequence's block table, KV block.
     """
 
@@ -80,6 +81,16 @@ class StepPlan:
     rows: Ints
     block_updates: Ints
     tokens: Ints
+
+    def samples(self) -> tuple[Ints, npt.NDArray[np.int64]]:
+        """The slots and positions of the tokens to be sampled, both [samples]."""
+        rows = self.rows[self.rows[:, 3] > 0]
+        counts, ends = rows[:, 3], (rows[:, 1] + rows[:, 2]).astype(np.int64)
+        total = int(counts.sum())
+        if total == len(rows):
+            return rows[:, 0], ends
+        after = np.repeat(counts.cumsum(), counts) - np.arange(1, total + 1)  # samples of the same row after each
+        return np.repeat(rows[:, 0], counts), np.repeat(ends, counts) - after
 
     def pack(self) -> Ints:
         header = np.array(
@@ -131,8 +142,8 @@ class StepPlan:
             tokens=words[ends[3] : ends[4]],
         )
         # The engines take this on trust.
-        if rows and (plan.rows.min() < 0 or plan.rows[:, 3].max() > 1):
-            raise ValueError("a step plan whose rows have negative numbers")
+        if rows and (plan.rows.min() < 0 or (plan.rows[:, 3] > plan.rows[:, 2]).any()):
+            raise ValueError("a step plan whose rows have negative numbers, or sample after tokens that they lack")
         if plan.rows[:, 2].sum() != tokens:
             raise ValueError(f"a step plan of {tokens} tokens whose rows have {plan.rows[:, 2].sum()}")
         return plan

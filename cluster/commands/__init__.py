@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 WEIGHTS_HELP = "Matrices as the file has them (auto), in the float type (dense), or in 8 or 4 bits."
+SPECULATION_HELP = "ngram: guess tokens from prompt and output, keep those the model draws too; or off."
 KV_CACHE_HELP = "Keys and values in the float type (auto), or in 8 bits (int8): about twice as many tokens."
 
 

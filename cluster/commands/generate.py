@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands import KV_CACHE_HELP, WEIGHTS_HELP
+from cluster.commands import KV_CACHE_HELP, SPECULATION_HELP, WEIGHTS_HELP
 from partitioning.model_spec import CacheType, DType, WeightType
+from workers.request import SpeculationType
 
 if TYPE_CHECKING:
     from cluster.gateway.requests import Job, Limits
@@ -37,6 +38,7 @@ def generate(
     kv_cache: Annotated[CacheType, typer.Option(help=KV_CACHE_HELP)] = "auto",
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of the KV cache.")] = None,
+    speculation: Annotated[SpeculationType, typer.Option(help=SPECULATION_HELP)] = "ngram",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more random.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 for all.")] = 0,
@@ -111,7 +113,10 @@ def generate(
     limits = Limits(spec.vocab_size, settings.max_model_len)
     # Ranks may be done with loading at different times.
     config = EngineConfig(
-        max_model_len=limits.max_model_len, eos_token_ids=spec.eos_token_ids, collective_timeout_s=120.0
+        max_model_len=limits.max_model_len,
+        eos_token_ids=spec.eos_token_ids,
+        collective_timeout_s=120.0,
+        speculation=speculation,
     )
 
     if input is not None and output is not None:

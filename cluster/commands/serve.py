@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands import KV_CACHE_HELP, WEIGHTS_HELP, say
+from cluster.commands import KV_CACHE_HELP, SPECULATION_HELP, WEIGHTS_HELP, say
 from cluster.commands.protection import REGISTRY_SECRET_HELP
 from cluster.spec import DeploymentSpec
 from partitioning.model_spec import CacheType, DType, WeightType
+from workers.request import SpeculationType
 
 _YAML = (".yaml", ".yml")
 
@@ -31,6 +32,7 @@ def serve(
     kv_cache: Annotated[CacheType | None, typer.Option(help=KV_CACHE_HELP)] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of a replica's KV cache.")] = None,
+    speculation: Annotated[SpeculationType | None, typer.Option(help=SPECULATION_HELP)] = None,
     name: Annotated[str | None, typer.Option(help="Of the deployment, unique in the cluster.")] = None,
     listen: Annotated[str | None, typer.Option(help="Where the gateway listens, as HOST:PORT.")] = None,
     registry_secret: Annotated[
@@ -64,6 +66,7 @@ def serve(
         "kv_cache": kv_cache,
         "max_model_len": max_model_len,
         "kv_cache_tokens": kv_cache_tokens,
+        "speculation": speculation,
         "name": name,
         "listen": listen,
         "registry_secret": registry_secret,

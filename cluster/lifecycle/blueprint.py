@@ -136,6 +136,7 @@ def _engine_json(spec: DeploymentSpec, model: ModelSpec, settings: PlanSettings)
         news_interval_s=spec.news_interval_ms / 1000,
         max_model_len=settings.max_model_len,
         prefix_caching=spec.prefix_caching,
+        speculation=spec.speculation,
         collective_timeout_s=spec.collective_timeout_s,
         eos_token_ids=model.eos_token_ids,
     )

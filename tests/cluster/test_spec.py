@@ -67,6 +67,16 @@ def test_what_is_no_duration_is_refused(given: object) -> None:
         DeploymentSpec.of({"model": "m", "wait_for_devices": given})
 
 
+@pytest.mark.parametrize("written", ["off", "'off'", "false"])
+def test_speculation_is_switched_off_as_yaml_writes_it(tmp_path: Path, written: str) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(f"model: m\nspeculation: {written}\n")
+    assert DeploymentSpec.read(file).speculation == "off"
+    assert DeploymentSpec.of({"model": "m"}).speculation == "ngram"
+    with pytest.raises(SpecError, match="speculation"):
+        DeploymentSpec.of({"model": "m", "speculation": True})
+
+
 def test_objectives_are_durations_and_promise_something() -> None:
     spec = DeploymentSpec.of({"model": "m", "objectives": {"ttft": "1s", "tpot": "50ms"}})
     assert spec.objectives is not None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.fuzz.examples import examples
-from tests.workers.token_replica import BLOCK, VOCAB, Replica, alone
+from tests.workers.token_replica import BLOCK, VOCAB, Replica, alone, mostly_right
 from workers.request import EngineConfig, FinishReason, Output, Request, SamplingParams
 from workers.scheduler import Step
 
@@ -20,11 +20,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     that is reused too early, shows as a wrong token."""
 
     @initialize(
-        micro=st.integers(1, 3), blocks=st.integers(8, 30), running=st.integers(1, 5), budget=st.integers(2, 20)
+        micro=st.integers(1, 3),
+        blocks=st.integers(8, 30),
+        running=st.integers(1, 5),
+        budget=st.integers(2, 20),
+        guesses=st.booleans(),
     )
-    def start(self, micro: int, blocks: int, running: int, budget: int) -> None:
+    def start(self, micro: int, blocks: int, running: int, budget: int, guesses: bool) -> None:
         config = EngineConfig(max_running=running, max_batch_tokens=budget, max_model_len=BLOCK * blocks)
-        self.replica = Replica(micro, blocks, config)
+        self.replica = Replica(micro, blocks, config, propose=mostly_right if guesses else None)
         self.asked: dict[int, tuple[list[int], int]] = {}
         self.cancelled: set[int] = set()
         self.parked: set[int] = set()

@@ -7,19 +7,21 @@ from time import monotonic, sleep
 
 import pytest
 
-from tests.workers.token_replica import VOCAB, Replica, alone
+from tests.workers.token_replica import VOCAB, Replica, alone, mostly_right
 from workers.objectives import Objectives
 from workers.request import EngineConfig, FinishReason
+from workers.speculation.speculation import Propose
 
 
+@pytest.mark.parametrize("propose", [None, mostly_right], ids=["plain", "speculative"])
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
 @pytest.mark.parametrize("num_blocks", [16, 40])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_sequence_gets_its_own_tokens_whatever_happens_around_it(
-    micro_batches: int, num_blocks: int, seed: int
+    propose: Propose | None, micro_batches: int, num_blocks: int, seed: int
 ) -> None:
     rng = random.Random(f"{micro_batches} {num_blocks} {seed}")
-    replica = Replica(micro_batches, num_blocks)
+    replica = Replica(micro_batches, num_blocks, propose=propose)
     asked: dict[int, tuple[list[int], int]] = {}
     cancelled = set()
     beginnings = [[rng.randrange(VOCAB) for _ in range(12)] for _ in range(2)]
@@ -49,6 +51,8 @@ def test_every_sequence_gets_its_own_tokens_whatever_happens_around_it(
         assert finish is FinishReason.LENGTH or key in cancelled
         assert tokens == alone(prompt, count if finish is FinishReason.LENGTH else len(tokens))
     assert replica.blocks.free == num_blocks
+    if replica.speculation is not None and num_blocks > 16:
+        assert 0 < replica.speculation.accepted < replica.speculation.drafted
 
 
 def test_a_long_prompt_is_read_in_small_pieces_beside_decodes_and_in_large_ones_alone() -> None:

@@ -10,6 +10,8 @@ from workers.kv_cache import BlockManager
 from workers.pacing import Pacer
 from workers.request import EngineConfig, Output, Request, SamplingParams
 from workers.scheduler import Scheduler
+from workers.sequence import Sequence
+from workers.speculation.speculation import Propose, Speculation
 from workers.step import Step
 from workers.step_plan import StepPlan
 
@@ -31,6 +33,12 @@ def alone(prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+def mostly_right(sequence: Sequence, most: int) -> list[int]:
+    """Guesses that are wrong now and then."""
+    draft = alone(sequence.tokens, most)
+    return [token if (len(sequence.tokens) + number) % 7 else (token + 1) % VOCAB for number, token in enumerate(draft)]
+
+
 class TokenMemory:
     """Keeps tokens where a model would keep keys and values; knows nothing but the plans it is sent."""
 
@@ -48,26 +56,27 @@ class TokenMemory:
             table = self.tables[slot]
             for position in range(start, start + count):
                 self.cells[table[position // BLOCK]][position % BLOCK] = tokens.popleft()
-            if samples:
-                context = [self.cells[table[p // BLOCK]][p % BLOCK] for p in range(start + count)]
-                sampled.append(next_token(context))
+            context = [self.cells[table[p // BLOCK]][p % BLOCK] for p in range(start + count)]
+            sampled += [next_token(context[: len(context) - after]) for after in reversed(range(samples))]
         assert not tokens
         return sampled
 
 
 @dataclass
 class Replica:
-    """A scheduler, its blocks, and `micro_batches` steps in flight."""
+    """A scheduler, its blocks, and `micro_batches` steps in flight. Guesses are as good as `propose` makes them."""
 
     micro_batches: int
     num_blocks: int = 40
     config: EngineConfig = field(default_factory=lambda: EngineConfig(max_running=6, max_batch_tokens=13))
     outputs: dict[int, list[Output]] = field(default_factory=dict)
+    propose: Propose | None = None
 
     def __post_init__(self) -> None:
         self.blocks = BlockManager(self.num_blocks, BLOCK)
         self.pacer = Pacer(self.config.max_stretch, self.micro_batches, self.config.objectives.tpot_s)
-        self.scheduler = Scheduler(self.config, self.blocks, self.pacer, self.micro_batches)
+        self.speculation = None if self.propose is None else Speculation(self.config, self.propose)
+        self.scheduler = Scheduler(self.config, self.blocks, self.pacer, self.micro_batches, self.speculation)
         self.memory = TokenMemory(self.num_blocks, self.config.max_running)
         self.in_flight: deque[tuple[Step, list[int], float]] = deque()
         self.now = 0.0
@@ -92,7 +101,9 @@ class Replica:
     def finish(self) -> None:
         step, tokens, started = self.in_flight.popleft()
         self.now += 0.01 + 0.001 * len(step.plan.tokens)
-        self.pacer.finished(step.decoding, step.prompt_tokens, started, self.now)
+        seconds = self.pacer.finished(step.decoding, step.prompt_tokens, started, self.now, step.drafted)
+        if self.speculation is not None:
+            self.speculation.finished(len(step.sampled), step.drafted, step.prompt_tokens, seconds)
         self._keep(self.scheduler.commit(step, tokens, [None] * len(tokens)))
         self.blocks.check()
 

@@ -93,7 +93,7 @@ class BatchBuilder:
                 self._chunk(int(firsts[i]), int(ends[i]), int(starts[i]), self._tables[slots[i]])
                 for i in (counts > 1).nonzero()[:, 0].tolist()
             ),
-            sample_rows=(ends[samples.bool()] - 1).to(device),
+            sample_rows=_last_of_each(ends, samples).to(device),
         )
 
     def _decodes(self, slots: Tensor, positions: Tensor, firsts: Tensor, single: Tensor) -> tuple[Decodes, ...]:
@@ -134,6 +134,12 @@ class BatchBuilder:
                 for w in self._windows
             },
         )
+
+
+def _last_of_each(ends: Tensor, counts: Tensor) -> Tensor:
+    """The last counts[i] places before each ends[i], one after the other: [counts.sum()]."""
+    places = torch.repeat_interleave(ends - counts.cumsum(0), counts)
+    return places + torch.arange(len(places))
 
 
 def _allowed(behind: Tensor, window: int) -> Tensor:

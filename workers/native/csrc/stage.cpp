@@ -43,8 +43,8 @@ template <class T, class S> class Stage final : public PhxStage {
             few_.emplace_back(FEW_ROWS, std::max({s.hidden, s.mlp, s.heads * s.head_dim}));
             scratch_.emplace_back(passes_.most_rows(), depth_);
             row_.emplace_back(std::max(width_, 2 * depth_));
-            best_values_.emplace_back(s.max_sequences);
-            best_ids_.emplace_back(s.max_sequences);
+            best_values_.emplace_back(s.max_tokens);
+            best_ids_.emplace_back(s.max_tokens);
         }
     }
 
@@ -70,7 +70,7 @@ template <class T, class S> class Stage final : public PhxStage {
             chunks_.push_back({first, row[2], row[1], tables_.get() + row[0] * s.max_blocks});
             std::fill_n(chunk_of_.begin() + first, row[2], i);
             first += row[2];
-            if (row[3]) sampled_.push_back(first - 1);
+            for (long back = row[3]; back > 0; --back) sampled_.push_back(first - back);
         }
         passes_.plan(chunks_);
     }

@@ -35,7 +35,7 @@ struct PhxLayer {
 };
 
 struct PhxStep {
-    const int32_t* rows;     // [sequences, 4]: slot, position, tokens, whether one is sampled
+    const int32_t* rows;     // [sequences, 4]: slot, position, tokens, after how many of the last one is sampled
     long sequences;
     const int32_t* updates;  // [updates_count, 3]: slot, index, block
     long updates_count;
