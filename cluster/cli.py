@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from cluster.commands import ask, chat, demo, gateway, generate, models, plan, roll, scale, serve, status, token
+from cluster.commands import (
+    ask,
+    chat,
+    compress,
+    demo,
+    gateway,
+    generate,
+    models,
+    plan,
+    roll,
+    scale,
+    serve,
+    status,
+    token,
+)
 
 _OURS = ("cluster", "partitioning", "workers", "phalanx")
 
@@ -29,6 +43,7 @@ app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("plan")(plan.plan)
+app.command("compress")(compress.compress)
 app.add_typer(models.app, name="models")
 app.add_typer(token.app, name="token")
 app.command("demo", hidden=True)(demo.demo)

@@ -55,9 +55,7 @@ def groups_of(stem: str, order: Tensor | None, cols: Span, size: int, count: int
     if order is None:
         return torch.arange(cols.start, cols.stop) // size
     if len(order) and not 0 <= int(order.min()) <= int(order.max()) < count:
-        raise CheckpointError(
-            f"{stem}: g_idx names groups that there are not (there are {count}); fetch the file again"
-        )
+        raise CheckpointError(f"{stem}: g_idx names groups beyond the {count} that there are; fetch the file again")
     return order.long()
 
 
