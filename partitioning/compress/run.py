@@ -10,14 +10,13 @@ from typing import TypeVar
 import torch
 import yaml
 from torch import Tensor
-from torch.nn import functional as F
 
 from partitioning.checkpoint import Checkpoint
-from partitioning.checkpoint.tensors import model_tensors
 from partitioning.compress.config import smaller_config
 from partitioning.compress.forward import Layer
 from partitioning.compress.layer import SmallerLayer
 from partitioning.compress.output import Output
+from partitioning.compress.reader import ModelReader
 from partitioning.compress.recipe import Calibration, CompressionError, Recipe, applied
 from partitioning.compress.structure import influence, smaller
 
@@ -47,7 +46,7 @@ def compress(
     config = smaller_config(source, work)
     windows = calibration_windows(text, recipe.calibration, spec.max_position) if recipe.needs_text else None
     output = Output(out, _identity(source, recipe, windows))
-    reader = _Reader(checkpoint, device)
+    reader = ModelReader(checkpoint, device)
     kept = list(range(spec.num_layers))
     if work.shape.num_layers < spec.num_layers:
         assert windows is not None
@@ -58,10 +57,9 @@ def compress(
     for number in progress(range(output.done, len(kept)), "compressing"):
         layer = SmallerLayer(work, spec, number, spec.layer_windows[kept[number]], reader.layer(kept[number]), hidden)
         output.put_layer(layer.run(), hidden)
-    ends = {n: checkpoint.read(n) for n in model_tensors(spec) if not n.startswith("model.layers.")}
     dtype: torch.dtype = getattr(torch, spec.dtype)
     written = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False)
-    output.finish({name: tensor.to(dtype) for name, tensor in ends.items()}, config, source, written)
+    output.finish({name: tensor.to(dtype) for name, tensor in reader.ends().items()}, config, source, written)
 
 
 def calibration_windows(text: Sequence[int], wanted: Calibration, longest: int) -> Tensor:
@@ -76,28 +74,7 @@ def calibration_windows(text: Sequence[int], wanted: Calibration, longest: int) 
     return torch.tensor([text[start : start + tokens] for start in starts])
 
 
-class _Reader:
-    """What a compression reads of the larger model, as float32 on its device."""
-
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self._checkpoint, self._device = checkpoint, device
-        self.spec = checkpoint.spec
-        self._names = list(model_tensors(checkpoint.spec))
-
-    def layer(self, number: int) -> dict[str, Tensor]:
-        prefix = f"model.layers.{number}."
-        return {
-            name.removeprefix(prefix): self._checkpoint.read(name).to(self._device, torch.float32)
-            for name in self._names
-            if name.startswith(prefix)
-        }
-
-    def embedded(self, windows: Tensor) -> Tensor:
-        """[samples, tokens, hidden]"""
-        return F.embedding(windows, self._checkpoint.read("model.embed_tokens.weight")).to(self._device, torch.float32)
-
-
-def _kept_layers(reader: _Reader, windows: Tensor, count: int, progress: Progress) -> list[int]:
+def _kept_layers(reader: ModelReader, windows: Tensor, count: int, progress: Progress) -> list[int]:
     """The layers that change their input most, in their order."""
     spec, hidden = reader.spec, reader.embedded(windows)
     influences = []

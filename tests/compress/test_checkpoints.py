@@ -68,7 +68,7 @@ def test_quantised_checkpoints_open_everywhere(tiny: Path, tmp_path: Path, rules
         assert after.spec.packed_bits == max(rule["bits"] for rule in rules)
         for name in model_tensors(before.spec):
             was, is_now = before.read(name), after.read(name)
-            assert (was - is_now).square().mean() < 0.05 * was.square().mean()
+            assert (was - is_now).square().mean() < 0.1 * was.square().mean()
     assert Recipe.model_validate(read_recipe(str(out / "recipe.yaml"))).quantise
 
 
