@@ -37,7 +37,7 @@ def main(model: str, tp: int = 2, repeat: int = 3) -> None:
 
 
 def _first_token(model: str, tp: int) -> float:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     started = monotonic()
     with _serving([model, "--tp", str(tp), "--listen", address]) as said:
         while f"is ready at {address}" not in said():
@@ -80,7 +80,7 @@ class _Said:
         return text
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 

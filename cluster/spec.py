@@ -18,14 +18,14 @@ _MOST_FAULTS = 5
 
 
 def _seconds(duration: object) -> object:
-    """Such as "10m" as seconds; anything else as it is."""
-    if isinstance(duration, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", duration)):
-        return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    """Such as "10m" or "50ms" as seconds; anything else as it is."""
+    if isinstance(duration, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smh])", duration)):
+        return float(found[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[found[2]]
     return duration
 
 
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
-_Written = float | Annotated[str, Field(pattern=r"^\d+(\.\d+)?[smh]?$")]
+_Written = float | Annotated[str, Field(pattern=r"^\d+(\.\d+)?(ms|[smh])?$")]
 Duration = Annotated[float, Field(ge=0), BeforeValidator(_seconds, json_schema_input_type=_Written)]
 
 
@@ -40,6 +40,19 @@ class _Plain(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not supported")
         return super().compose_node(parent, index)
+
+
+class ObjectivesSpec(BaseModel):
+    """What the deployment promises."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    ttft: Annotated[
+        Duration | None, Field(gt=0, description="The latest first token after a request: seconds, or such as 500ms.")
+    ] = None
+    tpot: Annotated[
+        Duration | None, Field(gt=0, description="The longest mean time between an output's tokens, such as 50ms.")
+    ] = None
 
 
 class DeploymentSpec(BaseModel):
@@ -81,6 +94,10 @@ class DeploymentSpec(BaseModel):
     max_stretch: Annotated[
         float, Field(gt=1, description="How many times as long a prompt may make the steps of running streams.")
     ] = 1.8
+    objectives: Annotated[
+        ObjectivesSpec | None,
+        Field(description="ttft and tpot: steps are shared so that they are kept; what would be late is refused."),
+    ] = None
     news_interval_ms: Annotated[
         float, Field(ge=0, le=1000, description="How long a stream's tokens may wait to be sent together.")
     ] = 40.0

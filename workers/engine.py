@@ -55,7 +55,7 @@ class Engine:
         self._runner = runner
         self._context = context
         self._blocks = BlockManager(plan.kv_blocks, plan.kv_block_size, config.prefix_caching)
-        self._pacer = Pacer(config.max_stretch, micro_batches=plan.pp)
+        self._pacer = Pacer(config.max_stretch, plan.pp, config.objectives.tpot_s)
         self._scheduler = Scheduler(config, self._blocks, self._pacer, micro_batches=plan.pp)
         self._in_flight: deque[_InFlight] = deque()
         self._news: list[Output] = []

@@ -6,6 +6,9 @@ and small batches waste the machine. So each prompt that is being read may stret
 length without prompts, and each further prompt by as much again: one long prompt disturbs little, and a rush of prompts
 is read at full speed.
 
+Where an objective says how long the time between tokens may be on average (`workers.objectives`), that takes the place
+of `max_stretch`: prompts get all that a step has left of it.
+
 Predictions come from measured steps alone. With several pipeline stages the time that a decoding sequence sees is that
 of a whole round, one step of every micro-batch; so the bound is on a round and is divided among its steps.
 """
@@ -19,6 +22,7 @@ MIN_CHUNK = 4  # prompt tokens that a step may take in any case, so that prompts
 _REFRESH = 64  # paced steps after which the time without prompts is measured anew
 _FASTER = 0.8  # the cost of a prompt token falls slowly and rises at once: a wrong guess makes a chunk too small
 _WEIGHT = 0.25  # of a new measurement of a step without prompts
+_AIM = 0.9  # of the objective, as some steps take longer than predicted
 
 
 @dataclass(slots=True)
@@ -35,8 +39,9 @@ class Pacer:
     `started` and `finished` are called for every step, in the order of the steps.
     """
 
-    def __init__(self, max_stretch: float, micro_batches: int) -> None:
+    def __init__(self, max_stretch: float, micro_batches: int, tpot_s: float | None = None) -> None:
         self._spare = max_stretch - 1
+        self._tpot_s = tpot_s
         self._micro_batches = micro_batches
         self._decodes: dict[int, _Decode] = {}  # by the bits of the number of decoding sequences
         self._prompt_token_s: float | None = None
@@ -57,8 +62,14 @@ class Pacer:
         known.uses += 1
         if self._prompt_token_s is None:
             return MIN_CHUNK
-        seconds = self._spare * prompts * known.seconds / self._micro_batches
+        seconds = self._spare_s(known.seconds, prompts) / self._micro_batches
         return max(MIN_CHUNK, int(seconds / self._prompt_token_s))
+
+    def _spare_s(self, decode_s: float, prompts: int) -> float:
+        """How many seconds prompts may take beside decodes that take `decode_s`."""
+        if self._tpot_s is None:
+            return self._spare * prompts * decode_s
+        return max(0.0, _AIM * self._tpot_s - decode_s)
 
     def reading_s(self, tokens: int) -> float:
         """How many seconds a prompt of so many tokens takes at least; 0 while that is not known."""

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from workers.objectives import Objectives
+
 
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
     EXPIRED = "expired"  # its deadline could no longer be met when its turn came
+    SHED = "shed"  # it waited so long that its first token would have been later than the objective
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ class EngineConfig:
     in the running batch; see `workers.bounds`.
     `max_stretch`: how many times as long a prompt may make the steps of sequences that decode; see `workers.pacing`.
     `collective_timeout_s`: how long a step may stand still before the replica counts as hung.
+    `objectives`: prompts and running streams share steps so that both keep them, and requests that waited too long for
+    that are refused.
     `news_interval_s`: how long tokens may wait to be handed over together, of many streams longer (see `Engine`); a
     request's first and last never do.
     """
@@ -132,6 +137,7 @@ class EngineConfig:
     max_waiting_tokens: int = 1 << 20
     max_batch_tokens: int = 512
     max_stretch: float = 1.8
+    objectives: Objectives = field(default_factory=Objectives)
     news_interval_s: float = 0.0
     max_model_len: int = 8192
     prefix_caching: bool = True
@@ -141,4 +147,5 @@ class EngineConfig:
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Self:
         """From its fields, as JSON brings them."""
-        return cls(**{**fields, "eos_token_ids": tuple(fields["eos_token_ids"])})
+        objectives, eos_token_ids = Objectives(**fields["objectives"]), tuple(fields["eos_token_ids"])
+        return cls(**{**fields, "objectives": objectives, "eos_token_ids": eos_token_ids})

@@ -81,8 +81,9 @@ class Scheduler:
         self._arrivals += 1
         tenant = self._tenants.get(request.tenant, request.weight)
         tenant.sequences += 1
-        rank = rank_of(request.priority, monotonic(), self._arrivals)
-        sequence = Sequence(request, tenant, rank, list(request.token_ids))
+        now = monotonic()
+        rank = rank_of(request.priority, now, self._arrivals)
+        sequence = Sequence(request, tenant, rank, list(request.token_ids), now)
         self._by_key[request.key] = sequence
         self._waiting.push(sequence)
 
@@ -115,7 +116,7 @@ class Scheduler:
                 self._waiting.push(sequence)
 
     def take_expired(self) -> list[Output]:
-        """The ends of requests that were dropped since the last call, as their deadlines could no longer be met."""
+        """The ends of requests that were dropped since the last call, as it was too late for their first tokens."""
         expired, self._expired = self._expired, []
         return expired
 
@@ -216,13 +217,27 @@ class Scheduler:
     def _first_waiting(self) -> Sequence | None:
         """The next that can still have its first token in time; those before it that cannot are dropped."""
         while (sequence := self._waiting.first()) is not None:
-            deadline = sequence.request.deadline
-            if deadline is None or monotonic() + self._pacer.reading_s(len(sequence.tokens)) <= deadline:
+            late = self._too_late(sequence)
+            if late is None:
                 break
             self._end(sequence)
             self._leave(sequence)
-            self._expired.append(self._output(sequence, (), (), FinishReason.EXPIRED))
+            self._expired.append(self._output(sequence, (), (), late))
         return sequence
+
+    def _too_late(self, sequence: Sequence) -> FinishReason | None:
+        """Why it is to be dropped: its first token cannot come before its deadline, or not within the objective, though
+        it could have if its turn had come at once."""
+        request, objective = sequence.request, self._config.objectives.ttft_s
+        if request.deadline is None and objective is None:
+            return None
+        now, reading = monotonic(), self._pacer.reading_s(len(sequence.tokens))
+        if request.deadline is not None and now + reading > request.deadline:
+            return FinishReason.EXPIRED
+        begun = not sequence.counted or len(request.token_ids) > request.prompt_len
+        if objective is not None and not begun and reading <= objective < now - sequence.arrived + reading:
+            return FinishReason.SHED
+        return None
 
     def _charge(self, sequence: Sequence, count: int) -> None:
         """Puts the next `count` positions on its tenant's account, save those it has paid before it lost its place."""

@@ -29,13 +29,15 @@ class Sequence:
     `remembered` blocks are in the prefix cache, the last of them under the identity `chain`. `slot` is negative while
     it does not run. The first `charged` positions are on its tenant's account.
 
-    `waiting` for a place in the batch, `queued` while the queue has an entry of it, `parked` while its reader rests.
+    It `arrived` at a time of `time.monotonic`. It is `waiting` for a place in the batch, `queued` while the queue has
+    an entry of it, `parked` while its reader rests.
     """
 
     request: Request
     tenant: Tenant
     rank: Rank
     tokens: list[int]
+    arrived: float
     slot: int = -1
     blocks: list[int] = field(default_factory=list)
     planned: int = 0

@@ -29,6 +29,7 @@ _ENDS = {
     FinishReason.LENGTH: replica_pb2.SEQUENCE_END_LENGTH,
     FinishReason.CANCELLED: replica_pb2.SEQUENCE_END_CANCELLED,
     FinishReason.EXPIRED: replica_pb2.SEQUENCE_END_EXPIRED,
+    FinishReason.SHED: replica_pb2.SEQUENCE_END_SHED,
 }
 
 

@@ -43,7 +43,22 @@ def status(
         console.print(plan_table(plan_from_json(cluster.plan_json)))
     state = "draining" if cluster.draining else "serving"
     console.print(f"\n{cluster.deployment}: {state}, {cluster.active_requests} requests at this gateway", style="bold")
+    if cluster.HasField("objectives"):
+        console.print(_objectives(cluster.objectives))
     console.print(_replicas(cluster))
+
+
+def _objectives(report: admin_pb2.ObjectivesReport) -> str:
+    promised = [
+        f"{name} {seconds * 1000:,.0f} ms"
+        for name, seconds in (("ttft", report.ttft_seconds), ("tpot", report.tpot_seconds))
+        if seconds
+    ]
+    share = f"{report.kept / report.finished:.1%}" if report.finished else "–"
+    return (
+        f"objectives: {', '.join(promised)}: kept by {share} of {report.finished:,} outputs; "
+        f"{report.shed:,} requests refused as too late"
+    )
 
 
 def _replicas(cluster: admin_pb2.GetClusterResponse) -> Table:

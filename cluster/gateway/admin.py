@@ -9,6 +9,7 @@ import grpc
 from cluster.gateway.admission import Admission
 from cluster.gateway.errors import Context
 from cluster.gateway.fleet import Fleet
+from cluster.gateway.kept import Kept
 from phalanx.v1 import admin_pb2, admin_pb2_grpc, registry_pb2
 
 _DEFAULT_DRAIN_S = 30
@@ -21,12 +22,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self,
         fleet: Fleet,
         admission: Admission,
+        kept: Kept,
         drain: Callable[[float], Awaitable[int]],
         scale: Callable[[int, float | None], Awaitable[int]],
     ) -> None:
         self._scale = scale
         self._fleet = fleet
         self._admission = admission
+        self._kept = kept
         self._drain = drain
         self.news = registry_pb2.WatchResponse()
 
@@ -44,6 +47,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             ],
             active_requests=self._admission.requests,
             draining=self._admission.draining,
+            objectives=self._kept.report(),
         )
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:

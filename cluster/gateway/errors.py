@@ -11,7 +11,7 @@ import grpc
 
 from cluster.gateway.admission import Admission, Draining, Full
 from cluster.gateway.allowance import NeverAllowed, OverLimit
-from cluster.gateway.generation import Late, NoReplica, QueuesFull, Refused
+from cluster.gateway.generation import Late, NoReplica, QueuesFull, Refused, Shed
 from cluster.gateway.requests import InvalidRequest
 from cluster.text import ChatTemplateMissing, TokenizerError, TokenizerMissing
 
@@ -29,7 +29,7 @@ async def statuses(context: Context, admission: Admission) -> AsyncIterator[None
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except TokenizerError as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    except (Full, QueuesFull) as error:
+    except (Full, QueuesFull, Shed) as error:
         detail = str(error) or "every replica's queue is full: try again after the time in retry-after-ms"
         hint = (("retry-after-ms", str(admission.retry_after_ms())),)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, detail, hint)

@@ -14,6 +14,7 @@ from functools import partial
 from time import monotonic
 
 from cluster.gateway.fleet import Fleet
+from cluster.gateway.kept import Kept
 from cluster.gateway.link import Link, LinkLost
 from cluster.gateway.requests import Job
 from cluster.gateway.resumption import resume_token
@@ -43,6 +44,10 @@ class Late(Exception):
     """The request waited until its deadline could no longer be met."""
 
 
+class Shed(Exception):
+    """The request waited until its first token could no longer keep the objective."""
+
+
 class Refused(Exception):
     """The replica says that it can never run this."""
 
@@ -60,6 +65,7 @@ class _Output:
         self.key = 0
         self.unread = 0  # tokens that wait until the client has read those before
         self.paused = False
+        self.rested = False  # it was paused once
         self.full: set[Link] = set()  # replicas whose queue was full this time
         self.unsent = ""  # text that came with tokens the client has from another gateway
         self.resumable = False  # the client has its resume token
@@ -68,8 +74,12 @@ class _Output:
 class Generation:
     """Runs a job. Iterate `responses` once; closing it early frees what the request holds on the replicas."""
 
-    def __init__(self, job: Job, fleet: Fleet, tokenizer: Tokenizer | None, arrival: float, recovery_s: float) -> None:
+    def __init__(
+        self, job: Job, fleet: Fleet, kept: Kept, tokenizer: Tokenizer | None, arrival: float, recovery_s: float
+    ) -> None:
         self._job = job
+        self._kept = kept
+        self._answering = False  # the client has a part of the answer
         self._fleet = fleet
         self._arrival = arrival
         self._recovery_s = recovery_s
@@ -91,6 +101,7 @@ class Generation:
             NoReplica: none is ready, or a lost one was not replaced within `recovery_s` seconds.
             QueuesFull: there is no room for the request now.
             Late: it waited for so long that its deadline cannot be met.
+            Shed: it waited for so long that the objective for first tokens cannot be kept.
             Refused: it can never run.
         """
         try:
@@ -106,6 +117,8 @@ class Generation:
                     await self._restart(output)
                 elif news.end == replica_pb2.SEQUENCE_END_QUEUE_FULL:
                     await self._try_next(output)
+                elif news.end == replica_pb2.SEQUENCE_END_SHED:
+                    await self._shed(output)
                 elif news.end == replica_pb2.SEQUENCE_END_EXPIRED:
                     raise Late("the request waited for a place until it could no longer be answered in time")
                 elif news.end == replica_pb2.SEQUENCE_END_REJECTED:
@@ -135,6 +148,13 @@ class Generation:
             return
         await asyncio.sleep(_RETRY_S)
         output.full.clear()
+        await self._restart(output)
+
+    async def _shed(self, output: _Output) -> None:
+        """What the client has the beginning of is finished, however late."""
+        if not self._answering:
+            self._kept.shed()
+            raise Shed("the first token could not come within the deployment's objective: try again later")
         await self._restart(output)
 
     async def _restart(self, output: _Output) -> None:
@@ -171,7 +191,7 @@ class Generation:
             return
         output.unread += len(news.token_ids)
         if output.unread > _MOST_UNREAD and not (output.paused or news.end) and output.link is not None:
-            output.paused = True
+            output.paused = output.rested = True
             output.link.pause(output.key)
 
     def _let_go_on(self) -> None:
@@ -240,6 +260,7 @@ class Generation:
             first_token_index=len(output.tokens),
             finish_reason=reason,
         )
+        self._answering = True
         output.tokens += tokens
         output.unsent = ""
         if not output.resumable:
@@ -248,6 +269,9 @@ class Generation:
         if reason:
             del self._running[output.index]
             response.usage.CopyFrom(self._usage(output))
+            if not output.rested:
+                usage = response.usage
+                self._kept.finished(usage.ttft_seconds, usage.duration_seconds, usage.completion_tokens)
         return response
 
     def _usage(self, output: _Output) -> inference_pb2.Usage:

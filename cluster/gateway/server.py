@@ -17,6 +17,7 @@ from cluster.gateway.admission import Admission
 from cluster.gateway.config import GatewayConfig
 from cluster.gateway.errors import MalformedMessages
 from cluster.gateway.fleet import Fleet
+from cluster.gateway.kept import Kept
 from cluster.gateway.link import Patience
 from cluster.gateway.model import ServedModel, tokenizer_of
 from cluster.gateway.probes import ProbeServer
@@ -57,8 +58,9 @@ class Gateway:
         self._admission = Admission(config.max_sequences)
         self._watch = RegistryWatch(config.registry.split(","), f"gateway-{uuid.uuid4().hex[:8]}", self._take)
         self._fleet = Fleet(self._update_health, self._watch.moved)
-        self._inference = InferenceService(self._fleet, self._admission, config.recovery_s)
-        self._admin = AdminService(self._fleet, self._admission, self.drain, self._watch.scale)
+        self._kept = Kept()
+        self._inference = InferenceService(self._fleet, self._admission, self._kept, config.recovery_s)
+        self._admin = AdminService(self._fleet, self._admission, self._kept, self.drain, self._watch.scale)
         self._health = health.aio.HealthServicer()
         self._probes = ProbeServer(self._health)
         self._ready = asyncio.Event()
@@ -137,6 +139,7 @@ class Gateway:
 
     def _read_model(self, news: registry_pb2.WatchResponse) -> ServedModel:
         plan, engine = plan_from_json(news.plan_json), EngineConfig.of(json.loads(news.engine_json))
+        self._kept.objectives = engine.objectives
         self._fleet.patience = Patience(still_s=engine.collective_timeout_s)
         return ServedModel(
             plan,

@@ -13,6 +13,7 @@ from cluster.gateway.caller import CALLER
 from cluster.gateway.errors import Context, statuses
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.generation import Generation, NoReplica
+from cluster.gateway.kept import Kept
 from cluster.gateway.model import ServedModel
 from cluster.gateway.requests import (
     MAX_OUTPUTS,
@@ -31,8 +32,9 @@ from phalanx.v1 import inference_pb2, inference_pb2_grpc
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Answers from the replicas of `fleet`; `model` is None until the coordinator has named it."""
 
-    def __init__(self, fleet: Fleet, admission: Admission, recovery_s: float) -> None:
+    def __init__(self, fleet: Fleet, admission: Admission, kept: Kept, recovery_s: float) -> None:
         self._fleet = fleet
+        self._kept = kept
         self._admission = admission
         self._recovery_s = recovery_s
         self.model: ServedModel | None = None
@@ -121,7 +123,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             arrival -= request.resume.elapsed_seconds
         place.settle(job.tokens(model.limits))
         with CALLER.get().allowance.request(len(job.indexes), len(job.prompt)) as spend:
-            generation = Generation(job, self._fleet, model.tokenizer, arrival, self._recovery_s)
+            generation = Generation(job, self._fleet, self._kept, model.tokenizer, arrival, self._recovery_s)
             async with aclosing(generation.responses()) as responses:
                 async for response in responses:
                     spend(len(response.token_ids))

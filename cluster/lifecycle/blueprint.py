@@ -19,6 +19,7 @@ from partitioning.plan_json import plan_from_json, plan_to_json
 from partitioning.planner import auto_plan, make_plan
 from partitioning.settings import PlanSettings, plan_settings
 from partitioning.topology import ETHERNET, Topology, cpu_node, usable_cores
+from workers.objectives import Objectives
 from workers.request import EngineConfig
 
 
@@ -131,6 +132,7 @@ def _engine_json(spec: DeploymentSpec, model: ModelSpec, settings: PlanSettings)
         max_waiting_tokens=spec.max_waiting_tokens,
         max_batch_tokens=spec.max_batch_tokens,
         max_stretch=spec.max_stretch,
+        objectives=Objectives() if spec.objectives is None else Objectives(spec.objectives.ttft, spec.objectives.tpot),
         news_interval_s=spec.news_interval_ms / 1000,
         max_model_len=settings.max_model_len,
         prefix_caching=spec.prefix_caching,

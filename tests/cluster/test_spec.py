@@ -56,7 +56,7 @@ def test_it_survives_the_way_to_the_coordinator() -> None:
     assert DeploymentSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
-@pytest.mark.parametrize(("given", "seconds"), [(90, 90), ("10m", 600), ("1.5h", 5400), ("30s", 30)])
+@pytest.mark.parametrize(("given", "seconds"), [(90, 90), ("10m", 600), ("1.5h", 5400), ("30s", 30), ("250ms", 0.25)])
 def test_durations_have_units(given: object, seconds: float) -> None:
     assert DeploymentSpec.of({"model": "m", "wait_for_devices": given}).wait_for_devices == seconds
 
@@ -65,3 +65,11 @@ def test_durations_have_units(given: object, seconds: float) -> None:
 def test_what_is_no_duration_is_refused(given: object) -> None:
     with pytest.raises(SpecError, match="wait_for_devices"):
         DeploymentSpec.of({"model": "m", "wait_for_devices": given})
+
+
+def test_objectives_are_durations_and_promise_something() -> None:
+    spec = DeploymentSpec.of({"model": "m", "objectives": {"ttft": "1s", "tpot": "50ms"}})
+    assert spec.objectives is not None
+    assert (spec.objectives.ttft, spec.objectives.tpot) == (1.0, 0.05)
+    with pytest.raises(SpecError, match="objectives.tpot"):
+        DeploymentSpec.of({"model": "m", "objectives": {"tpot": 0}})

@@ -23,6 +23,7 @@ from tests.replicas import config_for, plan_for
 from tests.served import Served, served
 from tests.tiny_models import make_tiny
 from workers.engine import Engine
+from workers.objectives import Objectives
 
 _SLOW_READER = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
 _LONG = 150
@@ -228,3 +229,22 @@ async def test_2000_streams_at_once(model: Path) -> None:
         for number in range(300):
             assert outputs[number].token_ids == outputs[number + 300].token_ids == outputs[number + 1500].token_ids
         await _settled(cluster)
+
+
+async def test_who_would_be_too_late_for_the_objective_is_told_to_come_again(patient: Path) -> None:
+    objectives = Objectives(ttft_s=0.3, tpot_s=10.0)
+    async with (
+        _long_streams(patient, max_running=1, objectives=objectives) as cluster,
+        AsyncClient(cluster.address, timeout=60) as client,
+    ):
+        await client.generate([1, 2, 3, 4], max_tokens=2, ignore_eos=True)
+        first = asyncio.ensure_future(client.generate([1, 2, 3], max_tokens=2000, ignore_eos=True))
+        await _until(lambda: cluster.engines[0].load().running)
+        asked = monotonic()
+        with pytest.raises(Overloaded, match="within the deployment's objective"):
+            await client.generate([4, 5, 6], max_tokens=2, ignore_eos=True)
+        assert 0.2 < monotonic() - asked < 2
+        assert len((await first).token_ids) == 2000
+        report = (await client.cluster()).objectives
+    assert (report.ttft_seconds, report.tpot_seconds) == (0.3, 10.0)
+    assert (report.finished, report.kept, report.shed) == (2, 2, 1)

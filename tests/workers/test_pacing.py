@@ -46,6 +46,23 @@ def test_a_rush_of_prompts_may_take_more(clock: Clock) -> None:
     assert clock.pacer.prompt_tokens(4, 10) == 150
 
 
+def test_with_an_objective_prompts_get_what_a_step_has_left_of_it() -> None:
+    clock = Clock(Pacer(2.5, micro_batches=1, tpot_s=0.05))
+    clock.step(0, 512)
+    assert clock.pacer.prompt_tokens(4, 1) == 0
+    clock.step(4, 0)
+    # 45 ms, less 10 for the decodes, however many prompts there are
+    assert clock.pacer.prompt_tokens(4, 1) == pytest.approx(35, abs=1)
+    assert clock.pacer.prompt_tokens(4, 10) == pytest.approx(35, abs=1)
+
+
+def test_decodes_that_need_all_of_the_objective_leave_prompts_the_least() -> None:
+    clock = Clock(Pacer(2.5, micro_batches=1, tpot_s=0.005))
+    clock.step(0, 512)
+    clock.step(4, 0)
+    assert clock.pacer.prompt_tokens(4, 1) == MIN_CHUNK
+
+
 def test_prompts_go_on_where_the_bound_leaves_almost_nothing() -> None:
     clock = Clock(Pacer(1.001, micro_batches=1))
     clock.step(0, 512)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 
 from tests.workers.token_replica import VOCAB, Replica, alone
+from workers.objectives import Objectives
 from workers.request import EngineConfig, FinishReason
 
 
@@ -139,3 +140,21 @@ def test_a_request_whose_deadline_cannot_be_met_is_dropped_without_being_read() 
     replica.run_dry()
     assert replica.outputs[2][-1].finish_reason is FinishReason.EXPIRED
     assert replica.tokens_of(1) == alone([3, 4] * 6, 10)
+
+
+def test_who_waited_too_long_for_the_objective_is_shed_and_who_has_begun_is_not() -> None:
+    config = EngineConfig(max_running=1, max_batch_tokens=13, objectives=Objectives(ttft_s=0.05))
+    replica = Replica(1, config=config)
+    replica.add(0, [1, 2] * 3, 10)
+    replica.advance()  # from now on, reading takes 2.7 ms a token
+    replica.add(1, [3, 4], 10)
+    replica.add(2, [5, 6] * 60, 5)  # too long for the objective in any case: it is answered when it can be
+    sleep(0.06)
+    replica.scheduler.park(0)
+    replica.advance()
+    replica.scheduler.unpark(0)
+    replica.run_dry()
+    assert replica.outputs[1][-1].finish_reason is FinishReason.SHED
+    assert replica.tokens_of(1) == []
+    assert replica.tokens_of(0) == alone([1, 2] * 3, 10)
+    assert replica.tokens_of(2) == alone([5, 6] * 60, 5)

@@ -66,7 +66,7 @@ class Replica:
 
     def __post_init__(self) -> None:
         self.blocks = BlockManager(self.num_blocks, BLOCK)
-        self.pacer = Pacer(self.config.max_stretch, self.micro_batches)
+        self.pacer = Pacer(self.config.max_stretch, self.micro_batches, self.config.objectives.tpot_s)
         self.scheduler = Scheduler(self.config, self.blocks, self.pacer, self.micro_batches)
         self.memory = TokenMemory(self.num_blocks, self.config.max_running)
         self.in_flight: deque[tuple[Step, list[int], float]] = deque()

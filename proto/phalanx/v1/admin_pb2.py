@@ -26,7 +26,7 @@ from phalanx.v1 import registry_pb2 as phalanx_dot_v1_dot_registry__pb2
 from phalanx.v1 import replica_pb2 as phalanx_dot_v1_dot_replica__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16phalanx/v1/admin.proto\x12\nphalanx.v1\x1a\x19phalanx/v1/registry.proto\x1a\x18phalanx/v1/replica.proto\"\x13\n\x11GetClusterRequest\"\x93\x01\n\x12GetClusterResponse\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tplan_json\x18\x02 \x01(\t\x12+\n\x08replicas\x18\x03 \x03(\x0b\x32\x19.phalanx.v1.ReplicaStatus\x12\x17\n\x0f\x61\x63tive_requests\x18\x04 \x01(\r\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"o\n\rReplicaStatus\x12$\n\x07replica\x18\x01 \x01(\x0b\x32\x13.phalanx.v1.Replica\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.phalanx.v1.ReplicaLoad\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\r\",\n\rDrainResponse\x12\x1b\n\x13unfinished_requests\x18\x01 \x01(\r2\xd0\x01\n\x05\x41\x64min\x12K\n\nGetCluster\x12\x1d.phalanx.v1.GetClusterRequest\x1a\x1e.phalanx.v1.GetClusterResponse\x12<\n\x05\x44rain\x12\x18.phalanx.v1.DrainRequest\x1a\x19.phalanx.v1.DrainResponse\x12<\n\x05Scale\x12\x18.phalanx.v1.ScaleRequest\x1a\x19.phalanx.v1.ScaleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16phalanx/v1/admin.proto\x12\nphalanx.v1\x1a\x19phalanx/v1/registry.proto\x1a\x18phalanx/v1/replica.proto\"\x13\n\x11GetClusterRequest\"\xc5\x01\n\x12GetClusterResponse\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tplan_json\x18\x02 \x01(\t\x12+\n\x08replicas\x18\x03 \x03(\x0b\x32\x19.phalanx.v1.ReplicaStatus\x12\x17\n\x0f\x61\x63tive_requests\x18\x04 \x01(\r\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x30\n\nobjectives\x18\x06 \x01(\x0b\x32\x1c.phalanx.v1.ObjectivesReport\"l\n\x10ObjectivesReport\x12\x14\n\x0cttft_seconds\x18\x01 \x01(\x01\x12\x14\n\x0ctpot_seconds\x18\x02 \x01(\x01\x12\x10\n\x08\x66inished\x18\x03 \x01(\x04\x12\x0c\n\x04kept\x18\x04 \x01(\x04\x12\x0c\n\x04shed\x18\x05 \x01(\x04\"o\n\rReplicaStatus\x12$\n\x07replica\x18\x01 \x01(\x0b\x32\x13.phalanx.v1.Replica\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.phalanx.v1.ReplicaLoad\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\r\",\n\rDrainResponse\x12\x1b\n\x13unfinished_requests\x18\x01 \x01(\r2\xd0\x01\n\x05\x41\x64min\x12K\n\nGetCluster\x12\x1d.phalanx.v1.GetClusterRequest\x1a\x1e.phalanx.v1.GetClusterResponse\x12<\n\x05\x44rain\x12\x18.phalanx.v1.DrainRequest\x1a\x19.phalanx.v1.DrainResponse\x12<\n\x05Scale\x12\x18.phalanx.v1.ScaleRequest\x1a\x19.phalanx.v1.ScaleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCLUSTERREQUEST']._serialized_start=91
   _globals['_GETCLUSTERREQUEST']._serialized_end=110
   _globals['_GETCLUSTERRESPONSE']._serialized_start=113
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=260
-  _globals['_REPLICASTATUS']._serialized_start=262
-  _globals['_REPLICASTATUS']._serialized_end=373
-  _globals['_DRAINREQUEST']._serialized_start=375
-  _globals['_DRAINREQUEST']._serialized_end=406
-  _globals['_DRAINRESPONSE']._serialized_start=408
-  _globals['_DRAINRESPONSE']._serialized_end=452
-  _globals['_ADMIN']._serialized_start=455
-  _globals['_ADMIN']._serialized_end=663
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=310
+  _globals['_OBJECTIVESREPORT']._serialized_start=312
+  _globals['_OBJECTIVESREPORT']._serialized_end=420
+  _globals['_REPLICASTATUS']._serialized_start=422
+  _globals['_REPLICASTATUS']._serialized_end=533
+  _globals['_DRAINREQUEST']._serialized_start=535
+  _globals['_DRAINREQUEST']._serialized_end=566
+  _globals['_DRAINRESPONSE']._serialized_start=568
+  _globals['_DRAINRESPONSE']._serialized_end=612
+  _globals['_ADMIN']._serialized_start=615
+  _globals['_ADMIN']._serialized_end=823
 # @@protoc_insertion_point(module_scope)

@@ -13,18 +13,34 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("deployment", "plan_json", "replicas", "active_requests", "draining")
+    __slots__ = ("deployment", "plan_json", "replicas", "active_requests", "draining", "objectives")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVES_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     plan_json: str
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
     active_requests: int
     draining: bool
-    def __init__(self, deployment: _Optional[str] = ..., plan_json: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., active_requests: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+    objectives: ObjectivesReport
+    def __init__(self, deployment: _Optional[str] = ..., plan_json: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., active_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., objectives: _Optional[_Union[ObjectivesReport, _Mapping]] = ...) -> None: ...
+
+class ObjectivesReport(_message.Message):
+    __slots__ = ("ttft_seconds", "tpot_seconds", "finished", "kept", "shed")
+    TTFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TPOT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    SHED_FIELD_NUMBER: _ClassVar[int]
+    ttft_seconds: float
+    tpot_seconds: float
+    finished: int
+    kept: int
+    shed: int
+    def __init__(self, ttft_seconds: _Optional[float] = ..., tpot_seconds: _Optional[float] = ..., finished: _Optional[int] = ..., kept: _Optional[int] = ..., shed: _Optional[int] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
     __slots__ = ("replica", "connected", "load")

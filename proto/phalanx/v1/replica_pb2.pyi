@@ -17,6 +17,7 @@ class SequenceEnd(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEQUENCE_END_QUEUE_FULL: _ClassVar[SequenceEnd]
     SEQUENCE_END_REJECTED: _ClassVar[SequenceEnd]
     SEQUENCE_END_EXPIRED: _ClassVar[SequenceEnd]
+    SEQUENCE_END_SHED: _ClassVar[SequenceEnd]
 SEQUENCE_END_UNSPECIFIED: SequenceEnd
 SEQUENCE_END_STOP: SequenceEnd
 SEQUENCE_END_LENGTH: SequenceEnd
@@ -24,6 +25,7 @@ SEQUENCE_END_CANCELLED: SequenceEnd
 SEQUENCE_END_QUEUE_FULL: SequenceEnd
 SEQUENCE_END_REJECTED: SequenceEnd
 SEQUENCE_END_EXPIRED: SequenceEnd
+SEQUENCE_END_SHED: SequenceEnd
 
 class AttachRequest(_message.Message):
     __slots__ = ("submit", "cancel", "pause", "unpause")
