@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import exp, log
 
 import torch
 from torch import Tensor
@@ -92,11 +92,16 @@ def choose(products: Sequence[Product], eight: float, spec: ModelSpec, budget: B
         four.append(product)
         cost += more
         size = _size(products, four, spec)
-    if cost > allowed or (most is not None and size > most):
-        wanted = f"{most / 1e6:.1f} MB" if most is not None else "any size"
+    if most is not None and size > most and len(four) == len(products):
         raise CompressionError(
-            f"within a loss of {budget.loss:.2%} the weights of {spec.name} take {size / 1e6:.1f} MB, not {wanted}: "
-            "allow more --max-loss, or prune first with a recipe that has a structure"
+            f"with everything in 4 bits the weights of {spec.name} take {size / 1e6:.1f} MB, not {most / 1e6:.1f} MB: "
+            "remove heads, columns or layers first, with a recipe that has a structure"
+        )
+    if cost > allowed or (most is not None and size > most):
+        wanted = "" if most is None else f", not {most / 1e6:.1f} MB"
+        raise CompressionError(
+            f"a loss of {budget.loss:.2%} leaves the weights of {spec.name} at {size / 1e6:.1f} MB{wanted} "
+            f"(8 bits alone cost {exp(eight) - 1:.2%}): allow more --max-loss"
         )
     eights = tuple(product for product in products if product not in four)
     return Choice(tuple(product for product in products if product in four), eights, cost, size)
