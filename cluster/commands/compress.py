@@ -30,7 +30,8 @@ def compress(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="What to do: a YAML file, or w4a16-gptq, w4a16-rtn, w8a16-rtn, w8a8, 2:4-sparsegpt, half-wanda."
+            help="What to do: a YAML file, or w4a16-gptq, w4a16-awq, w4a16-rtn, w8a16-rtn, w8a8, "
+            "2:4-sparsegpt, half-wanda."
         ),
     ] = None,
     calibration: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from partitioning.compress.forward import Layer
 from partitioning.compress.grid import grid_of, stored_tensors
 from partitioning.compress.recipe import Quantise, Sparsify, Work
+from partitioning.compress.smoothing import smoothing
 from partitioning.compress.structure import kept_columns, kept_kv_heads, refitted, rows_of
 from partitioning.compress.surgeon import Pruning, least_of, operate, to_grid, to_kept
 from partitioning.model_spec import ModelSpec
@@ -39,10 +40,13 @@ class SmallerLayer:
         """The tensors to write, by their full names."""
         layer = self._layer
         self._drop_heads()
+        self._smooth(_QKV, layer.attention_inputs, "input_layernorm.weight")
         self._settle(_QKV, layer.attention_inputs)
         self._settle((_OUT,), self._attention)
         self._advance(lambda h: layer.out(self._attention(h)))
         self._drop_columns()
+        self._smooth((_DOWN,), self._columns, "mlp.up_proj.weight")
+        self._smooth(_GATE_UP, layer.mlp_inputs, "post_attention_layernorm.weight")
         self._settle(_GATE_UP, layer.mlp_inputs)
         self._settle((_DOWN,), self._columns)
         self._advance(lambda h: layer.down(self._columns(h)))
@@ -80,6 +84,21 @@ class SmallerLayer:
         self._weights[f"{_DOWN}.weight"] = refitted(down, moments, kept, structure.damping)
         for stem in _GATE_UP:
             self._weights[f"{stem}.weight"] = self._weights[f"{stem}.weight"][kept].contiguous()
+
+    def _smooth(self, stems: Sequence[str], inputs: Callable[[Tensor], Tensor], before: str) -> None:
+        """Scales the inputs of these matrices, where a rule wants that of all of them; `before` takes it back."""
+        rules = {self._work.quantise.get(self._full(stem)) for stem in stems}
+        rule = rules.pop()
+        if rules or rule is None or rule.method != "awq":
+            return
+        weights = self._weights
+        every = torch.cat([weights[f"{stem}.weight"] for stem in stems])
+        scales = smoothing(every, self._moments(inputs), rule, self._dtype)
+        for stem in stems:
+            weights[f"{stem}.weight"] = weights[f"{stem}.weight"] * scales
+        scaled = weights[before] / (scales if weights[before].dim() == 1 else scales[:, None])
+        # Norms are stored as they are, and what follows has to see them so.
+        weights[before] = scaled.to(self._dtype).float() if scaled.dim() == 1 else scaled
 
     def _settle(self, stems: Iterable[str], inputs: Callable[[Tensor], Tensor]) -> None:
         """Makes matrices that multiply the same inputs sparse and quantised, as their rules say."""

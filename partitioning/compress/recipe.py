@@ -36,7 +36,7 @@ class Quantise(_Part):
     the one of least squared error."""
 
     matrices: tuple[str, ...] = ("*",)
-    method: Literal["rtn", "gptq"] = "gptq"
+    method: Literal["rtn", "gptq", "awq"] = "gptq"
     bits: Literal[4, 8] = 4
     group_size: Annotated[int, Field(ge=1)] | Literal["channel"] = 64
     symmetric: bool = True
@@ -97,6 +97,7 @@ class Recipe(_Part):
 NAMED = {
     "w4a16-rtn": Recipe(quantise=(Quantise(method="rtn"),)),
     "w4a16-gptq": Recipe(quantise=(Quantise(method="gptq"),)),
+    "w4a16-awq": Recipe(quantise=(Quantise(method="awq", symmetric=False, search=True),)),
     "w8a16-rtn": Recipe(quantise=(Quantise(method="rtn", bits=8),)),
     "w8a8": Recipe(quantise=(Quantise(method="gptq", bits=8, group_size="channel", activations=8),)),
     "2:4-sparsegpt": Recipe(sparsify=(Sparsify(method="sparsegpt", pattern="2:4"),)),

@@ -55,9 +55,14 @@ def tokens_are_those_of_transformers(folder: Path, tp: int = 2) -> None:
     [
         pytest.param([{"method": "rtn", "bits": 4, "group_size": 32}], id="w4-rtn"),
         pytest.param([{"method": "gptq", "bits": 4, "group_size": "channel"}], id="w4-gptq-outputs"),
+        pytest.param([{"method": "awq", "bits": 8, "group_size": "channel"}], id="w8-awq"),
         pytest.param([{"method": "gptq", "bits": 8, "group_size": 32, "search": True}], id="w8-gptq"),
         pytest.param(
-            [{"matrices": ["*.mlp.*"], "bits": 4, "group_size": 32}, {"bits": 8, "group_size": "channel"}], id="mixed"
+            [
+                {"method": "gptq", "matrices": ["*.mlp.*"], "bits": 4, "group_size": 32},
+                {"bits": 8, "group_size": "channel"},
+            ],
+            id="mixed",
         ),
     ],
 )
@@ -68,8 +73,14 @@ def test_quantised_checkpoints_open_everywhere(tiny: Path, tmp_path: Path, rules
         assert after.spec.packed_bits == max(rule["bits"] for rule in rules)
         for name in model_tensors(before.spec):
             was, is_now = before.read(name), after.read(name)
+            if rules[0]["method"] == "awq":  # moves scales from one tensor to another
+                continue
             assert (was - is_now).square().mean() < 0.1 * was.square().mean()
-    assert Recipe.model_validate(read_recipe(str(out / "recipe.yaml"))).quantise
+    if rules[0]["bits"] == 8:
+        (prompt,) = prompts_of((21,), 307)
+        was, is_now = (Reference(folder).logits(prompt) for folder in (tiny, out))
+        assert (was - is_now).abs().max() < 0.15 * was.abs().max()
+    assert read_recipe(str(out / "recipe.yaml")).quantise
 
 
 def test_eight_bit_activations_are_asked_for_in_the_configuration(tiny: Path, tmp_path: Path) -> None:

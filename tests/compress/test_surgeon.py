@@ -10,6 +10,7 @@ from torch import Tensor
 
 from partitioning.compress.grid import grid_of, stored_tensors
 from partitioning.compress.recipe import Quantise, Sparsify
+from partitioning.compress.smoothing import smoothing
 from partitioning.compress.structure import kept_columns, refitted
 from partitioning.compress.surgeon import Pruning, least_of, operate, to_grid, to_kept
 
@@ -57,6 +58,16 @@ def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(pattern: 
     assert torch.equal(sparsegpt == 0, pruning.zeros)
     assert error(weight, sparsegpt, x) < 0.9 * error(weight, wanda, x)
     assert error(weight, wanda, x) < 0.9 * error(weight, magnitude, x)
+
+
+def test_awq_loses_less_of_the_output_than_rounding_where_some_inputs_are_large() -> None:
+    weight, x, _ = case()
+    x[:, ::9] *= 10
+    moments, rule = x.T @ x / len(x), Quantise(method="awq", group_size=32)
+    scales = smoothing(weight, moments, rule, torch.float32)
+    rounded, scaled = grid_of(weight, rule, torch.float32), grid_of(weight * scales, rule, torch.float32)
+    made = scaled.values(scaled.codes(weight * scales)) / scales
+    assert error(weight, made, x) < 0.8 * error(weight, rounded.values(rounded.codes(weight)), x)
 
 
 def test_zeros_stay_zeros_when_they_are_quantised_after() -> None:
