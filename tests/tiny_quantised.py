@@ -65,7 +65,9 @@ def make_compressed(folder: Path, weights: dict[str, Any], kind: str, family: st
     return _rewritten(make_tiny(folder, family, **(SIZES | sizes)), config, pack)
 
 
-def make_gptq(folder: Path, bits: int, group: int, *, symmetric: bool, ordered: bool = False, version: int = 1) -> Path:
+def make_gptq(
+    folder: Path, bits: int, group: int, *, symmetric: bool, ordered: bool = False, version: int = 1, **sizes: Any
+) -> Path:
     """Each group's codes come from the group's own range; with `ordered`, groups are dealt out by a permutation."""
 
     def pack(stem: str, weight: Tensor) -> dict[str, Tensor]:
@@ -97,10 +99,10 @@ def make_gptq(folder: Path, bits: int, group: int, *, symmetric: bool, ordered: 
         "desc_act": ordered,
         "checkpoint_format": "gptq" if version == 1 else "gptq_v2",
     }
-    return _rewritten(make_tiny(folder, "llama", **SIZES), config, pack)
+    return _rewritten(make_tiny(folder, "llama", **(SIZES | sizes)), config, pack)
 
 
-def make_awq(folder: Path, group: int) -> Path:
+def make_awq(folder: Path, group: int, **sizes: Any) -> Path:
     def pack(stem: str, weight: Tensor) -> dict[str, Tensor]:
         codes, scales, zeros = _codes(weight, torch.arange(weight.shape[1]) // group, 4, symmetric=False)
 
@@ -114,7 +116,7 @@ def make_awq(folder: Path, group: int) -> Path:
         return {f"{stem}.qweight": words(codes.T), f"{stem}.qzeros": words(zeros), f"{stem}.scales": scales}
 
     config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
-    return _rewritten(make_tiny(folder, "llama", **SIZES), config, pack)
+    return _rewritten(make_tiny(folder, "llama", **(SIZES | sizes)), config, pack)
 
 
 def float_twin(folder: Path) -> Path:

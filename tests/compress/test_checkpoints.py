@@ -103,7 +103,12 @@ def test_eight_bit_activations_are_asked_for_in_the_configuration(tiny: Path, tm
     assert (ours - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(family, marks=SLOW) for family in ("qwen2", "qwen3", "mistral"))]
+)
 def test_seven_of_nine_heads_over_two_ranks(tmp_path: Path, family: str) -> None:
     sizes = {"hidden_size": 126, "head_dim": 14, "num_key_value_heads": 9}
     source = make_tiny(tmp_path / "source", family, **sizes)
