@@ -66,7 +66,8 @@ def compress(
 
     from cluster.text import TokenizerMissing, load_tokenizer
     from partitioning.checkpoint import open_checkpoint
-    from partitioning.compress.recipe import read_recipe
+    from partitioning.compress.output import begun
+    from partitioning.compress.recipe import CompressionError, read_recipe
     from partitioning.compress.run import compress as run
 
     wanted = None if recipe is None else read_recipe(recipe)
@@ -78,7 +79,9 @@ def compress(
         if wanted is None:
             assert budget is not None
             file = out.with_name(f"{out.name}.yaml")
-            if not file.exists():  # of an interrupted run
+            if not begun(out):
+                if file.exists():
+                    raise CompressionError(f"{file} is there already: use it with --recipe, or remove it")
                 from partitioning.compress.choice import MEASURED, automatic_recipe
                 from partitioning.compress.run import calibration_windows
 

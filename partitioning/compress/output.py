@@ -23,6 +23,11 @@ _COPIED: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_
 _COPIED += ("chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 
+def begun(folder: Path) -> bool:
+    """Whether a compression to this folder was interrupted."""
+    return (folder / _PROGRESS).exists()
+
+
 class Output:
     """A folder that a checkpoint is written to. `done` are the layers that it has."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from partitioning.compress.grid import Grid
-from partitioning.compress.recipe import Sparsify
+from partitioning.compress.recipe import CompressionError, Sparsify
 
 _BLOCK = 128
 
@@ -70,7 +70,13 @@ def _inverse_factor(moments: Tensor, damping: float) -> Tensor:
     damped = moments.clone()
     diagonal = damped.diagonal()
     diagonal += torch.where(diagonal == 0, 1.0, damping * diagonal.mean())
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    try:
+        return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    except torch.linalg.LinAlgError as error:
+        raise CompressionError(
+            f"the calibration text gives inputs that depend on each other too much for a damping of {damping}: raise "
+            "damping in the recipe, or give a longer or more varied --calibration"
+        ) from error
 
 
 def to_grid(grid: Grid) -> Settle:

@@ -59,6 +59,8 @@ def test_auto_writes_a_recipe_beside_the_folder_that_makes_the_same_again(talkin
     assert "perplexity may grow by 900.00%" in recipe.read_text()
     assert {rule.bits for rule in read_recipe(str(recipe)).quantise} <= {4, 8}
     assert compress(talking, "--recipe", str(recipe), *options, str(tmp_path / "two")).exit_code == 0
+    again = compress(talking, "--auto", "--max-loss", "1%", *options, str(tmp_path / "one"))
+    assert "one.yaml is there already: use it with --recipe" in str(again.exception)
     layer = "layer-00001.safetensors"
     assert (tmp_path / "one" / layer).read_bytes() == (tmp_path / "two" / layer).read_bytes()
 

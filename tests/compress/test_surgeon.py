@@ -9,7 +9,7 @@ from compressed_tensors.quantization import QuantizationScheme
 from torch import Tensor
 
 from partitioning.compress.grid import grid_of, stored_tensors
-from partitioning.compress.recipe import Quantise, Sparsify
+from partitioning.compress.recipe import CompressionError, Quantise, Sparsify
 from partitioning.compress.smoothing import smoothing
 from partitioning.compress.structure import kept_columns, refitted
 from partitioning.compress.surgeon import Pruning, least_of, operate, to_grid, to_kept
@@ -87,6 +87,18 @@ def test_inputs_that_never_occur_do_no_harm() -> None:
     made = operate(weight, x.T @ x / len(x), 0.01, ordered=True, settle=to_grid(grid))
     assert made.isfinite().all()
     assert error(weight, made, x) < error(weight, grid.values(grid.codes(weight)), x)
+
+
+def test_inputs_that_no_damping_makes_independent_are_refused_with_the_remedy() -> None:
+    weight, _, _ = case()
+    with pytest.raises(CompressionError, match=r"damping of 0\.01: raise damping"):
+        operate(
+            weight,
+            torch.full((192, 192), float("nan")),
+            0.01,
+            ordered=False,
+            settle=lambda block, _, i, __: block[:, i],
+        )
 
 
 def test_searching_for_a_range_leaves_less_error() -> None:
