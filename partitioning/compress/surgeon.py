@@ -6,7 +6,7 @@ The order of products and the blocks are those of GPTQ (Frantar et al., 2022), w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,7 @@ from partitioning.compress.recipe import CompressionError, Sparsify
 _BLOCK = 128
 
 # settle(block [rows, columns], inverse [columns, columns], i, places): what column i of a block becomes, [rows].
-Settle = Callable[[Tensor, Tensor, int, Tensor], Tensor]
+Settle = Callable[[Tensor, Tensor, int, Sequence[int]], Tensor]
 
 
 def operate(weight: Tensor, moments: Tensor, damping: float, *, ordered: bool, settle: Settle) -> Tensor:
@@ -40,12 +40,13 @@ def operate(weight: Tensor, moments: Tensor, damping: float, *, ordered: bool, s
 
 def _settle_all(w: Tensor, inverse: Tensor, order: Tensor, settle: Settle) -> None:
     """The columns of `w`, in place."""
+    places = order.tolist()
     for start in range(0, w.shape[1], _BLOCK):
         stop = min(start + _BLOCK, w.shape[1])
         block, part = w[:, start:stop].clone(), inverse[start:stop, start:stop]
         errors = torch.empty_like(block)
         for i in range(stop - start):
-            settled = settle(block, part, i, order[start:stop])
+            settled = settle(block, part, i, places[start:stop])
             errors[:, i] = (block[:, i] - settled) / part[i, i]
             block[:, i + 1 :].addr_(errors[:, i], part[i, i + 1 :], alpha=-1)
             block[:, i] = settled
@@ -70,25 +71,25 @@ def _inverse_factor(moments: Tensor, damping: float) -> Tensor:
     damped = moments.clone()
     diagonal = damped.diagonal()
     diagonal += torch.where(diagonal == 0, 1.0, damping * diagonal.mean())
-    try:
-        return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    except torch.linalg.LinAlgError as error:
+    lower, fault = torch.linalg.cholesky_ex(damped)
+    if int(fault):
         raise CompressionError(
             f"the calibration text gives inputs that depend on each other too much for a damping of {damping}: raise "
             "damping in the recipe, or give a longer or more varied --calibration"
-        ) from error
+        )
+    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
 
 
 def to_grid(grid: Grid) -> Settle:
-    return lambda block, _, i, places: grid.column(block[:, i], int(places[i]))
+    return lambda block, _, i, places: grid.column(block[:, i], places[i])
 
 
 def to_kept(zeros: Tensor, then: Settle | None = None) -> Settle:
     """Keeps `zeros` [rows, cols], a mask, and settles the other values by `then`."""
 
-    def settle(block: Tensor, inverse: Tensor, i: int, places: Tensor) -> Tensor:
+    def settle(block: Tensor, inverse: Tensor, i: int, places: Sequence[int]) -> Tensor:
         value = block[:, i] if then is None else then(block, inverse, i, places)
-        return value.masked_fill(zeros[:, int(places[i])], 0.0)
+        return value.masked_fill(zeros[:, places[i]], 0.0)
 
     return settle
 
@@ -102,12 +103,12 @@ class Pruning:
         self._every = 4 if rule.pattern == "2:4" else _BLOCK
         self.zeros = torch.zeros(shape, dtype=torch.bool, device=device)
 
-    def __call__(self, block: Tensor, inverse: Tensor, i: int, places: Tensor) -> Tensor:
+    def __call__(self, block: Tensor, inverse: Tensor, i: int, places: Sequence[int]) -> Tensor:
         if i % self._every == 0:
             some = slice(i, i + self._every)
             merit = (block[:, some] / inverse.diagonal()[some]).square()
             self.zeros[:, places[some]] = least_of(merit, self._rule, of_all=True)
-        return block[:, i].masked_fill(self.zeros[:, int(places[i])], 0.0)
+        return block[:, i].masked_fill(self.zeros[:, places[i]], 0.0)
 
 
 def least_of(merit: Tensor, rule: Sparsify, *, of_all: bool = False) -> Tensor:
