@@ -1,14 +1,15 @@
 """What each way of keeping weights, keys and values costs in quality: perplexity on a fixed text, and agreement with
 float32.
 
-python -m benchmarks.accuracy MODEL [--gguf FILE]... [--only NAME]...
+python -m benchmarks.accuracy MODEL [--also CHECKPOINT]... [--only NAME]...
 
-MODEL is kept in float32, bfloat16, 8 and 4 bits (group-wise, made while loading), and each FILE as it is, with
-activations in bfloat16; each of the former also with keys and values in 8 bits ("int8 KV"). The text is `accuracy.txt`,
-in windows of 256 tokens which each begin anew, one token of every window in a step. Agreement with float32 is told
-twice: how often the likeliest next token of the text is the same, and how much of a greedy continuation (64 tokens
-after the first 64 of each window) is the same up to the first token that differs, since all that follow differ for that
-reason.
+MODEL is kept in float32, bfloat16, 8 and 4 bits (group-wise, made while loading), and each CHECKPOINT as it is (a GGUF
+file, or a folder that `phalanx compress` or others have made), with activations in bfloat16; each of the former also
+with keys and values in 8 bits ("int8 KV"). The text is `accuracy.txt`, in windows of 256 tokens which each begin anew,
+one token of every window in a step. Agreement with float32 is told three times: the mean Kullback-Leibler divergence of
+the next token's distribution, in nats; how often the likeliest next token of the text is the same; and how much of a
+greedy continuation (64 tokens after the first 64 of each window) is the same up to the first token that differs, since
+all that follow differ for that reason.
 """
 
 from __future__ import annotations
@@ -50,10 +51,19 @@ _BLOCK = 16
 @dataclass(frozen=True)
 class Reading:
     """`loss`: mean negative log-probability of a token, in nats. `likeliest` [tokens - 1, sequences]: the model's own
-    choices."""
+    choices. `logprobs`: float16 [sequences, vocabulary] for each token but the last."""
 
     loss: float
     likeliest: Tensor
+    logprobs: list[Tensor]
+
+    def divergence(self, base: Reading) -> float:
+        """Of this from `base`, in nats a token."""
+        total = 0.0
+        for own, theirs in zip(self.logprobs, base.logprobs, strict=True):
+            theirs = theirs.float()
+            total += float((theirs.exp() * (theirs - own.float())).sum(dim=1).mean())
+        return total / len(self.logprobs)
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class Way:
 
 def main(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder, a GGUF file or a known name.")],
-    gguf: Annotated[list[Path] | None, typer.Option(help="Files to use as they are; may be given again.")] = None,
+    also: Annotated[list[Path] | None, typer.Option(help="Checkpoints to use as they are; may be given again.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="These ways alone, and float32; may be given again.")] = None,
 ) -> None:
     path = resolve_model(model)
@@ -84,14 +94,15 @@ def main(
     ]
     ways = [
         *(own for way in kept for own in (way, way.with_int8_cache())),
-        *(Way(file.name, file, "bfloat16", "auto") for file in gguf or []),
+        *(Way(file.name, file, "bfloat16", "auto") for file in also or []),
     ]
-    ways = [way for way in ways if not only or way.name in ("float32", *only)]
+    ways = [way for way in ways if not only or way.name in ("float32", *only) or way.model != path]
     tokens = load_tokenizer(path).encode(_TEXT.read_text(encoding="utf-8"))
     windows = np.array(tokens[: len(tokens) // _WINDOW * _WINDOW], dtype=np.int32).reshape(-1, _WINDOW)
     print(f"perplexity over {windows.size - len(windows)} tokens, agreement over {len(windows)} × {_NEW}\n")
     print(
-        "| weights | perplexity | against float32 | same likeliest token | same continuation |\n|---|---|---|---|---|"
+        "| weights | perplexity | against float32 | KL divergence | same likeliest token | same continuation |\n"
+        "|---|---|---|---|---|---|"
     )
     base: tuple[Reading, list[list[int]]] | None = None
     for way in ways:
@@ -101,7 +112,8 @@ def main(
         more = exp(reading.loss - base[0].loss) - 1
         choices = float((reading.likeliest == base[0].likeliest).double().mean())
         agreement = sum(map(_agreed, continued, base[1])) / (_NEW * len(windows))
-        print(f"| {way.name} | {exp(reading.loss):.3f} | {more:+.2%} | {choices:.1%} | {agreement:.1%} |", flush=True)
+        row = (way.name, f"{exp(reading.loss):.3f}", f"{more:+.2%}", f"{reading.divergence(base[0]):.4f}")
+        print(f"| {' | '.join(row)} | {choices:.1%} | {agreement:.1%} |", flush=True)
 
 
 def _plan(way: Way, sequences: int) -> Plan:
@@ -125,14 +137,15 @@ def _read(plan: Plan, windows: np.ndarray) -> Reading:
     windows [sequences, tokens]
     """
     stage = _stage(plan, len(windows))
-    lost, likeliest = 0.0, []
+    lost, likeliest, logprobs = 0.0, [], []
     for step, next_tokens in zip(_steps(windows), windows.T[1:], strict=True):
         logits = stage.run(step, None, False).logits  # [sequences, vocabulary]
         assert logits is not None
         targets = torch.from_numpy(next_tokens.astype(np.int64))
         lost += float(torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum"))
         likeliest.append(logits.argmax(dim=1))
-    return Reading(lost / (windows.size - len(windows)), torch.stack(likeliest))
+        logprobs.append(logits.log_softmax(dim=1).half())
+    return Reading(lost / (windows.size - len(windows)), torch.stack(likeliest), logprobs)
 
 
 @torch.inference_mode()

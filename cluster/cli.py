@@ -6,7 +6,22 @@ import sys
 
 import typer
 
-from cluster.commands import ask, chat, demo, gateway, generate, models, plan, roll, scale, secret, serve, status, token
+from cluster.commands import (
+    ask,
+    chat,
+    compress,
+    demo,
+    gateway,
+    generate,
+    models,
+    plan,
+    roll,
+    scale,
+    secret,
+    serve,
+    status,
+    token,
+)
 
 _OURS = ("cluster", "partitioning", "workers", "phalanx")
 
@@ -30,6 +45,7 @@ app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("plan")(plan.plan)
+app.command("compress")(compress.compress)
 app.add_typer(models.app, name="models")
 app.add_typer(token.app, name="token")
 app.command("demo", hidden=True)(demo.demo)

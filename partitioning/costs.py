@@ -76,13 +76,16 @@ class CacheBytes:
         return head_dim * self.element + self.scale
 
 
-def parameter_bytes(dtype: DType, weights: WeightType) -> ParameterBytes:
-    """Quantised weights have 16 bits of scale (and, in 4 bits, 16 of offset) for every 32 codes. A GGUF file's own
-    blocks ("auto") are counted as if they were expanded: the most that they can take."""
+def parameter_bytes(dtype: DType, weights: WeightType, packed_bits: int = 0) -> ParameterBytes:
+    """Quantised weights have 16 bits of scale (and, in 4 bits, 16 of offset) for every 32 codes. With "auto" the layers
+    take what the file has them in, `packed_bits`; where that is 0, as of GGUF files, they are counted as if they were
+    expanded: the most that they can take."""
     size = DTYPE_BYTES[dtype]
+    eight, four = 8.5 / 8, 5 / 8
+    if weights == "auto" and packed_bits and dtype != "float32":
+        return ParameterBytes(eight if packed_bits == 8 else four, size, size)
     if weights in ("auto", "dense"):
         return ParameterBytes(size, size, size)
-    eight, four = 8.5 / 8, 5 / 8
     return ParameterBytes(eight if weights == "int8" else four, eight, size)
 
 

@@ -44,7 +44,8 @@ class ModelSpec:
     """The shape and the options of one decoder.
 
     `layer_windows[i]` is the sliding attention window of layer i in tokens (a query attends to itself and the
-    window - 1 tokens before it), 0 for full attention.
+    window - 1 tokens before it), 0 for full attention. `packed_bits`: 8 or 4 where every quantised matrix of the layers
+    can stay in the bits that the file has it in, else 0; `notes` are what a plan should say of the checkpoint.
 
     Raises ValueError for sizes that no model has.
     """
@@ -68,6 +69,8 @@ class ModelSpec:
     dtype: DType
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    packed_bits: int = 0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for size in ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "vocab_size", "max_position"):

@@ -22,7 +22,7 @@ def plan_table(plan: Plan) -> Group:
     if plan.replicas > 1:
         parts.append(_replicas(plan))
     parts.append(_totals(plan))
-    parts.extend(Text(f"• {line}", style="dim") for line in plan.prediction.explanation)
+    parts.extend(Text(f"• {line}", style="dim") for line in (*plan.model.notes, *plan.prediction.explanation))
     return Group(*parts)
 
 

@@ -30,6 +30,7 @@ class PlanSettings:
     memory_fraction: float = 0.9
     weights: WeightType = "auto"
     kv_cache: CacheType = "auto"
+    packed_bits: int = 0
 
     @property
     def needed_tokens(self) -> int:
@@ -38,7 +39,7 @@ class PlanSettings:
 
     @property
     def stored(self) -> ParameterBytes:
-        return parameter_bytes(self.dtype, self.weights)
+        return parameter_bytes(self.dtype, self.weights, self.packed_bits)
 
     @property
     def cached(self) -> CacheBytes:
@@ -89,4 +90,5 @@ def plan_settings(
         memory_fraction,
         weights,
         kv_cache,
+        model.packed_bits,
     )

@@ -46,9 +46,10 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source, self.special_tokens = source, dict(special_tokens)
         self._first = {
             "source": source,
-            "special_tokens": dict(special_tokens),
+            "special_tokens": self.special_tokens,
             "seconds": _SECONDS,
             "characters": _CHARACTERS,
             "memory_bytes": _MEMORY_BYTES,

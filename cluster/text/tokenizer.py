@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -81,6 +82,14 @@ class Tokenizer:
         if self._template is None:
             raise ChatTemplateMissing(f"{self._source} has no chat template: use Generate, with a prompt of your own")
         return self.encode(self._template.render(messages, now), add_special=False)
+
+    def save(self, folder: Path) -> None:
+        """Writes it as the files that a Hugging Face folder has: tokenizer.json, and beside it the chat template."""
+        self._backend.save(str(folder / "tokenizer.json"))
+        config: dict[str, str] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if self._template is not None:
+            config |= {**self._template.special_tokens, "chat_template": self._template.source}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids the tokenizer does not know have no text."""

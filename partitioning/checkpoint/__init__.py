@@ -6,7 +6,8 @@ from pathlib import Path
 
 from partitioning.checkpoint.base import Checkpoint, CheckpointError
 from partitioning.checkpoint.gguf_file import GgufFile
-from partitioning.checkpoint.safetensors_folder import INDEX_NAME, SINGLE_NAME, SafetensorsFolder
+from partitioning.checkpoint.safetensors_files import INDEX_NAME, SINGLE_NAME
+from partitioning.checkpoint.safetensors_folder import SafetensorsFolder
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]
 

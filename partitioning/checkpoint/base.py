@@ -39,14 +39,15 @@ class StoredTensor:
 
 
 class Checkpoint(ABC):
-    """An open checkpoint. Opening reads descriptions only; weights are read slice by slice.
-
-    `bytes_read` counts the bytes of weights that the slices asked for so far occupy in the files.
-    """
+    """An open checkpoint. Opening reads descriptions only; weights are read slice by slice."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.bytes_read = 0
+
+    @property
+    @abstractmethod
+    def bytes_read(self) -> int:
+        """Bytes of weights that the slices asked for so far occupy in the files."""
 
     @abstractmethod
     def read(self, name: str, rows: Span | None = None, cols: Span | None = None) -> torch.Tensor:

@@ -14,7 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from partitioning.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, slice_bounds
 from partitioning.checkpoint.gguf_header import read_gguf_header
 from partitioning.checkpoint.gguf_spec import ROPE_FACTORS, hf_name, read_gguf_spec
-from partitioning.checkpoint.tensors import check_tensors
+from partitioning.checkpoint.tensors import Part, check_tensors, model_tensors
 from partitioning.plan import Span
 
 if TYPE_CHECKING:
@@ -44,9 +44,15 @@ class GgufFile(Checkpoint):
         factors = stored.pop(ROPE_FACTORS, None)
         spec = read_gguf_spec(path, header, () if factors is None else _rope_factors(factors, size))
         self._stored = {hf_name(name): tensor for name, tensor in stored.items()}
-        check_tensors(str(path), spec, self._stored, _SUPPORTED, {str(path): size})
+        expected = {name: Part(shape, _SUPPORTED) for name, shape in model_tensors(spec).items()}
+        check_tensors(str(path), spec, expected, self._stored, {str(path): size})
         super().__init__(spec)
+        self._bytes_read = 0
         self._interleaves = header.metadata["general.architecture"] == "llama"
+
+    @property
+    def bytes_read(self) -> int:
+        return self._bytes_read
 
     def read(self, name: str, rows: Span | None = None, cols: Span | None = None) -> torch.Tensor:
         tensor = self._stored.get(name)
@@ -100,7 +106,7 @@ class GgufFile(Checkpoint):
         first = cols.start // block_values
         last = -(-cols.stop // block_values) if cols else first
         blocks: npt.NDArray[np.uint8] = np.array(table[rows, first * block_bytes : last * block_bytes], order="C")
-        self.bytes_read += blocks.size
+        self._bytes_read += blocks.size
         return blocks
 
     def _file_rows(self, name: str, rows: Span) -> Rows:

@@ -62,7 +62,6 @@ class _Config(BaseModel):
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
     dtype: DType | None = None
     torch_dtype: DType | None = None
-    quantization_config: dict[str, Any] | None = None
     bos_token_id: _TokenId | None = None
     eos_token_id: _TokenIds | None = None
 
@@ -139,12 +138,6 @@ def _validated(model: type[_Model], fields: dict[str, Any], path: Path) -> _Mode
 
 
 def _refuse_unsupported(config: _Config, path: Path) -> None:
-    if config.quantization_config is not None:
-        method = config.quantization_config.get("quant_method")
-        raise CheckpointError(
-            f"{path}: quantization_config (quant_method {shortened(method)}) is not supported; use the unquantised "
-            "checkpoint or a GGUF file"
-        )
     if config.model_type in ("llama", "qwen3") and config.attention_bias:
         raise CheckpointError(f"{path}: attention_bias true is not supported for {config.model_type}")
     if config.model_type == "llama" and config.mlp_bias:

@@ -1,44 +1,27 @@
-"""Hugging Face folders: config.json beside one or several safetensors files."""
+"""Hugging Face folders: config.json beside one or several safetensors files, quantised or not."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
-
-from partitioning.checkpoint.base import Checkpoint, CheckpointError, StoredTensor, slice_bounds
-from partitioning.checkpoint.files import MOST_JSON_BYTES, file_size, json_object, read_json_object
+from partitioning.checkpoint.base import Checkpoint, CheckpointError, slice_bounds
 from partitioning.checkpoint.hf_config import read_hf_config
-from partitioning.checkpoint.tensors import check_tensors
-from partitioning.model_spec import DType
+from partitioning.checkpoint.packed import PackedMatrix, Quantisation
+from partitioning.checkpoint.quantisation import read_quantisation
+from partitioning.checkpoint.safetensors_files import SafetensorsFiles, weight_files
+from partitioning.checkpoint.tensors import Part, check_tensors, model_tensors
+from partitioning.model_spec import DType, ModelSpec
 from partitioning.plan import Span
 
 if TYPE_CHECKING:
     import torch
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+    from partitioning.quantised import Quantised
 
-_TYPES: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_TYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-
-_Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor in the header of a file; offsets count from the end of the header."""
-
-    dtype: str
-    shape: Annotated[list[_Number], Field(max_length=16)]
-    data_offsets: Annotated[list[_Number], Field(min_length=2, max_length=2)]
-
-
-_ENTRIES = TypeAdapter(dict[str, _Entry])
+_FLOATS: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class SafetensorsFolder(Checkpoint):
@@ -46,94 +29,92 @@ class SafetensorsFolder(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         """Read the descriptions and check them against the files. Raises CheckpointError."""
-        self._stored: dict[str, StoredTensor] = {}
-        file_sizes: dict[str, int] = {}
-        for path in _weight_files(folder):
-            file_sizes[str(path)] = size = file_size(path)
-            header = _read_header(path, size)
-            if twice := self._stored.keys() & header.keys():
-                raise CheckpointError(f"{path}: tensor {min(twice)} is in two files; fetch the checkpoint again")
-            self._stored |= header
-        embedding = self._stored.get("model.embed_tokens.weight")
+        self._files = files = SafetensorsFiles(weight_files(folder))
+        embedding = files.stored.get("model.embed_tokens.weight")
         spec = read_hf_config(
             folder,
-            has_own_head="lm_head.weight" in self._stored,
-            stored_dtype=_TYPES.get(embedding.type, "float32") if embedding else "float32",
+            has_own_head=any(name.startswith("lm_head.") for name in files.stored),
+            stored_dtype=_FLOATS.get(embedding.type, "float32") if embedding else "float32",
         )
-        check_tensors(str(folder), spec, self._stored, frozenset(_TYPES), file_sizes)
+        quantisation = read_quantisation(folder / "config.json")
+        self._packed = {} if quantisation is None else _packed_matrices(folder, spec, quantisation, files)
+        plain = {
+            name: Part(shape, frozenset(_FLOATS))
+            for name, shape in model_tensors(spec).items()
+            if name not in self._packed
+        }
+        parts = [matrix.parts for matrix in self._packed.values()]
+        expected = {name: part for group in (plain, *parts) for name, part in group.items()}
+        stored = files.stored
+        if quantisation is not None:
+            matrices = tuple(self._packed.values())
+            spec = replace(spec, packed_bits=_packed_bits(matrices), notes=_notes(quantisation, matrices))
+            stored = {n: tensor for n, tensor in stored.items() if n in expected or not quantisation.ignores(n, files)}
+        check_tensors(str(folder), spec, expected, stored, files.sizes)
         super().__init__(spec)
 
-    def read(self, name: str, rows: Span | None = None, cols: Span | None = None) -> torch.Tensor:
-        import torch  # not to describe a model
+    @property
+    def bytes_read(self) -> int:
+        return self._files.bytes_read
 
-        tensor = self._stored.get(name)
-        if tensor is None:
+    def read(self, name: str, rows: Span | None = None, cols: Span | None = None) -> torch.Tensor:
+        if (matrix := self._packed.get(name)) is not None:
+            return matrix.read(self._files, *_both(matrix, rows, cols)).dequantise()
+        if name not in self._files.stored or name not in model_tensors(self.spec):
             raise CheckpointError(f"{self.spec.name} has no tensor {name}")
-        rows, cols = slice_bounds(name, tensor.shape, rows, cols)
-        size = _TYPE_BYTES[tensor.type]
-        table = tensor.mapped().reshape(tensor.shape[0], -1)
-        wanted = slice(None) if cols is None else slice(cols.start * size, cols.stop * size)
-        part = np.array(table[rows.start : rows.stop, wanted], order="C")
-        self.bytes_read += part.size
-        values = torch.from_numpy(part.reshape(-1)).view(getattr(torch, _TYPES[tensor.type]))
-        return values if cols is None else values.view(len(rows), len(cols))
+        return self._files.read(name, rows, cols)
+
+    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Quantised | None:
+        matrix = self._packed.get(name)
+        if matrix is None or not matrix.has_blocks:
+            return None
+        from partitioning.quantised import GROUP  # needs torch
+
+        rows, cols = _both(matrix, rows, cols)
+        if cols.start % GROUP or (cols.stop % GROUP and cols.stop != matrix.shape[1]):
+            return None
+        return matrix.read(self._files, rows, cols).blocks()
 
     def close(self) -> None:
         pass  # nothing stays open between reads
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, from its index where there is one."""
-    if not (folder / INDEX_NAME).exists():
-        return [folder / SINGLE_NAME]
-    index = folder / INDEX_NAME
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index}: weight_map must map tensor names to file names; fetch the file again")
-    files = []
-    for name in sorted(set(weight_map.values())):
-        # "" and ".." would name folders.
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index} names {name}, which is no file of this folder; fetch the index again")
-        file = folder / name
-        files.append(file)
-        try:
-            missing = not file.exists()
-        except OSError:  # no file system has a name that long
-            missing = True
-        if missing:
-            raise CheckpointError(f"{file} is missing, though {INDEX_NAME} names it; fetch the checkpoint again")
-    return files
-
-
-def _read_header(path: Path, size: int) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file: a little-endian u64 length, that many bytes of JSON, then the data."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            raise CheckpointError(f"{path} is truncated or not a safetensors file; fetch it again")
-        if length > MOST_JSON_BYTES:
-            raise CheckpointError(f"{path}: a header of {length} bytes is not supported, only up to {MOST_JSON_BYTES}")
-        raw = file.read(length)
-    data_start = 8 + length
-    try:
-        header = json_object(path, raw)
-        header.pop("__metadata__", None)
-        entries = _ENTRIES.validate_python(header)
-    except (CheckpointError, ValidationError) as error:
-        raise CheckpointError(f"{path}: the safetensors header is damaged; fetch the file again") from error
-    stored = {
-        name: StoredTensor(
-            file=str(path),
-            type=entry.dtype,
-            shape=tuple(entry.shape),
-            begin=data_start + entry.data_offsets[0],
-            end=data_start + entry.data_offsets[1],
+def _packed_matrices(
+    folder: Path, spec: ModelSpec, quantisation: Quantisation, files: SafetensorsFiles
+) -> dict[str, PackedMatrix]:
+    """The matrices that the files hold as codes, by the name that they have where they are not."""
+    found = {}
+    for name, shape in model_tensors(spec).items():
+        if len(shape) == 2 and getattr(files.stored.get(name), "type", None) not in _FLOATS:
+            matrix = quantisation.matrix(name.removesuffix(".weight"), (shape[0], shape[1]), files.stored)
+            if matrix is not None:
+                found[name] = matrix
+    if not found:
+        raise CheckpointError(
+            f"{folder / 'config.json'} speaks of {quantisation.name}, but no matrix of the model is stored so; the "
+            "weights are of another format. Fetch the checkpoint again, or remove quantization_config if they are plain"
         )
-        for name, entry in entries.items()
-    }
-    for name, tensor in stored.items():
-        width = _TYPE_BYTES.get(tensor.type)
-        if width is not None and tensor.end - tensor.begin != width * math.prod(tensor.shape):
-            raise CheckpointError(f"{path}: the size of tensor {name} contradicts its shape; fetch the file again")
-    return stored
+    return found
+
+
+def _packed_bits(matrices: Sequence[PackedMatrix]) -> int:
+    if not all(matrix.has_blocks for matrix in matrices):
+        return 0
+    return max(matrix.bits for matrix in matrices)
+
+
+def _notes(quantisation: Quantisation, matrices: Sequence[PackedMatrix]) -> tuple[str, ...]:
+    expanded = [matrix for matrix in matrices if not matrix.has_blocks]
+    notes = [f"weights are {quantisation.name}, {', '.join(sorted({matrix.kind for matrix in matrices}))}"]
+    if expanded:
+        notes.append(
+            f"{len(expanded)} of {len(matrices)} quantised matrices are kept as floats "
+            f"({expanded[0].expanded_because}): use --weights int4 or int8 to quantise them anew, in groups of 32"
+        )
+    return tuple(notes)
+
+
+def _both(matrix: PackedMatrix, rows: Span | None, cols: Span | None) -> tuple[Span, Span]:
+    rows, cols = slice_bounds(matrix.stem, matrix.shape, rows, cols)
+    assert cols is not None
+    return rows, cols

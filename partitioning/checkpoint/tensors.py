@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from partitioning.checkpoint.base import CheckpointError, StoredTensor
 from partitioning.model_spec import ModelSpec
 
 # A buffer that older versions of transformers saved; it follows from the configuration.
 _HARMLESS = ".rotary_emb.inv_freq"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a stored tensor has to be: one of these types, of this shape."""
+
+    shape: tuple[int, ...]
+    types: frozenset[str]
 
 
 def model_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -51,30 +60,30 @@ def model_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def check_tensors(
     source: str,
     spec: ModelSpec,
+    expected: Mapping[str, Part],
     stored: Mapping[str, StoredTensor],
-    supported_types: frozenset[str],
     file_sizes: Mapping[str, int],
 ) -> None:
-    """Raise CheckpointError unless `stored` is the whole model and nothing but the model, in types we can read.
+    """Raise CheckpointError unless `stored` is the whole model and nothing but the model: all that is `expected`.
 
     `file_sizes` are the real sizes in bytes of the files that `stored` points into.
     """
-    for name, shape in model_tensors(spec).items():
+    for name, part in expected.items():
         tensor = stored.get(name)
         if tensor is None:
             raise CheckpointError(
                 f"{source}: tensor {name} is missing; the checkpoint is incomplete, or its configuration describes "
                 "another model. Fetch it again"
             )
-        if tensor.shape != shape:
+        if tensor.shape != part.shape:
             raise CheckpointError(
                 f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, but the configuration asks for "
-                f"{list(shape)}; weights and configuration belong to different models"
+                f"{list(part.shape)}; weights and configuration belong to different models"
             )
-        if tensor.type not in supported_types:
+        if tensor.type not in part.types:
             raise CheckpointError(
                 f"{tensor.file}: tensor {name} has type {tensor.type}, which is not supported; convert it to one of "
-                f"{', '.join(sorted(supported_types))}"
+                f"{', '.join(sorted(part.types))}"
             )
         if tensor.end > file_sizes[tensor.file]:
             raise CheckpointError(
@@ -82,7 +91,7 @@ def check_tensors(
                 f"{file_sizes[tensor.file]}. Fetch the file again"
             )
     _check_overlaps(stored)
-    surplus = sorted(name for name in stored.keys() - model_tensors(spec).keys() if not name.endswith(_HARMLESS))
+    surplus = sorted(name for name in stored.keys() - expected.keys() if not name.endswith(_HARMLESS))
     if surplus:
         more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
         raise CheckpointError(

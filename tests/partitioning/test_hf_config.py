@@ -127,7 +127,7 @@ def test_the_older_key_for_the_type_is_understood(tmp_path):
             {"rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0}},
             "low_freq_factor 4.0 must be below",
         ),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config .quant_method 'gptq'"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, "quantization_config .quant_method 'aqlm'.*gptq, awq are"),
         ({"dtype": "int8"}, "dtype: .*got 'int8'"),
         ({"eos_token_id": [2, -1]}, "eos_token_id.*got -1"),
     ],

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from partitioning.plan import Span
 from partitioning.quantised import Quantised
+from partitioning.rotary import rotate
 from workers.collectives import Group
 from workers.model.attention import KVCache, attend
 from workers.model.batch import Batch
 from workers.model.readers import Readers
-from workers.model.rope import rotate
 from workers.model.weights import Matrix
 
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., "RoFormer", 2021), in the half-split layout of Hugging Face checkpoints."""
+"""The rotary embedding's angles where a batch looks them up."""
 
 from __future__ import annotations
 
@@ -6,16 +6,7 @@ import torch
 from torch import Tensor
 
 from partitioning.model_spec import RopeSpec
-
-
-def rotary_angles(rope: RopeSpec, head_dim: int, max_position: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position and pair, float32 [max_position, head_dim / 2] each."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    frequencies = rope.theta**-exponents  # [head_dim / 2]
-    if rope.freq_factors:
-        frequencies = frequencies / torch.tensor(rope.freq_factors)
-    angles = torch.outer(torch.arange(max_position, dtype=torch.float32), frequencies)
-    return angles.cos(), angles.sin()
+from partitioning.rotary import rotary_angles
 
 
 class RotaryTable:
@@ -31,8 +22,3 @@ class RotaryTable:
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and signed sin for each token, [tokens, 1, head_dim]."""
         return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates x [tokens, heads, head_dim]; the sign of the first half is in `sin`."""
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from partitioning.plan import Plan, RankPlan
+from partitioning.rotary import rotary_angles
 from workers.collectives import Group, SharedMemoryGroup
-from workers.model.rope import rotary_angles
 from workers.model.stage import StageResult
 from workers.model.weights import LayerWeights, Matrix, WeightReader
 from workers.native.interface import declare
