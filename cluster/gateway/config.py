@@ -13,8 +13,9 @@ class GatewayConfig:
     """`listen` is host:port (port 0 for any), `registry` the coordinator's host:port, or several of them with commas.
 
     `max_sequences` are generated at once, more are told to come again. A stream whose replica is lost waits up to
-    `recovery_s` seconds for another. `tokenizer` is a checkpoint to take the tokenizer from, when the model's own path
-    is not visible on this machine. `probe_listen` is a second host:port, for the health service alone.
+    `recovery_s` seconds for another, and one that its client does not read ends after `send_timeout_s`. `tokenizer` is
+    a checkpoint to take the tokenizer from, when the model's own path is not visible on this machine. `probe_listen` is
+    a second host:port, for the health service alone.
 
     `tls`, `tokens` (a file) and `insecure` say who may reach it and how: see `PublicPort`.
     """
@@ -23,6 +24,7 @@ class GatewayConfig:
     registry: str
     max_sequences: int = 1024
     recovery_s: float = 120.0
+    send_timeout_s: float = 600.0
     tokenizer: str | None = None
     probe_listen: str | None = None
     tls: ServerTls | None = None
