@@ -15,7 +15,6 @@ from grpc_reflection.v1alpha import reflection
 from cluster.gateway.admin import AdminService
 from cluster.gateway.admission import Admission
 from cluster.gateway.config import GatewayConfig
-from cluster.gateway.errors import MalformedMessages
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.kept import Kept
 from cluster.gateway.link import Patience
@@ -24,6 +23,7 @@ from cluster.gateway.probes import ProbeServer
 from cluster.gateway.send_timeout import SendTimeout
 from cluster.gateway.service import InferenceService
 from cluster.gateway.watch import RegistryWatch
+from cluster.security.malformed import MalformedMessages
 from cluster.security.public_port import PublicPort
 from partitioning.plan_json import plan_from_json
 from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from cluster.security.malformed import MalformedMessages
 from phalanx.v1 import registry_pb2, registry_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ class Registry(registry_pb2_grpc.RegistryServicer):
     async def start(self, host: str, port: int = 0) -> int:
         """Listens on host:port; returns the port. Raises RuntimeError when it cannot."""
         self._server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 1000)]
+            interceptors=[MalformedMessages()],
+            options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 1000)],
         )
         registry_pb2_grpc.add_RegistryServicer_to_server(self, self._server)
         bound = self._server.add_insecure_port(f"{host}:{port}")
