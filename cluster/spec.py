@@ -171,6 +171,9 @@ class DeploymentSpec(BaseModel):
     recovery_s: Annotated[
         float, Field(gt=0, description="How long a stream whose replica is lost waits for another.")
     ] = 120.0
+    send_timeout_s: Annotated[
+        float, Field(gt=0, description="How long a client may leave a stream unread until it is ended.")
+    ] = 600.0
     drain_s: Annotated[
         float, Field(ge=0, description="How long requests may take to finish when the deployment is stopped.")
     ] = 30.0

@@ -38,6 +38,9 @@ def gateway(
     recovery_s: Annotated[
         float, typer.Option(min=0, help="How long a stream whose replica is lost waits for another.")
     ] = 120.0,
+    send_timeout_s: Annotated[
+        float, typer.Option(min=0.001, help="How long a client may leave a stream unread until it is ended.")
+    ] = 600.0,
     drain_s: Annotated[float, typer.Option(min=0, help="How long requests may take to finish at the end.")] = 30.0,
     probe_listen: Annotated[
         str | None, typer.Option(help="HOST:PORT for the health service alone, in the clear, for Kubernetes' probes.")
@@ -59,6 +62,7 @@ def gateway(
         shown_secret(registry_secret),
         max_sequences,
         recovery_s,
+        send_timeout_s,
         tokenizer,
         probe_listen,
         server_tls(certificate, key, client_ca),

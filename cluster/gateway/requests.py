@@ -12,6 +12,7 @@ from phalanx.v1 import inference_pb2
 from workers.seeds import derived_seed
 
 MAX_OUTPUTS = 16
+MAX_MESSAGES = 10_000
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_STOP_IDS = 64
@@ -84,14 +85,8 @@ def check_job(prompt: Sequence[int], sampling: inference_pb2.Sampling, n: int, p
     Raises:
         InvalidRequest: naming the first field that is wrong.
     """
-    if not prompt:
-        raise InvalidRequest("the prompt is empty: it needs at least one token")
+    check_length(len(prompt), limits)
     check_ids(prompt, limits)
-    if len(prompt) >= limits.max_model_len:
-        raise InvalidRequest(
-            f"the prompt has {len(prompt)} tokens, and this cluster serves sequences of up to {limits.max_model_len}: "
-            "shorten it, or serve with a larger max_model_len"
-        )
     if n > MAX_OUTPUTS:
         raise InvalidRequest(f"n is {n}, and may be up to {MAX_OUTPUTS}: send several requests")
     if abs(priority) > MAX_PRIORITY:
@@ -111,12 +106,22 @@ def check_request_id(request_id: str) -> None:
         raise InvalidRequest(f"request_id has {len(request_id)} characters, and may have up to {MAX_REQUEST_ID}")
 
 
-def check_size(characters: int, limits: Limits, longest_token: int) -> None:
+def check_length(tokens: int, limits: Limits) -> None:
+    if not tokens:
+        raise InvalidRequest("the prompt is empty: it needs at least one token")
+    if tokens >= limits.max_model_len:
+        raise InvalidRequest(
+            f"the prompt has {tokens} tokens, and this cluster serves sequences of up to {limits.max_model_len}: "
+            "shorten it, or serve with a larger max_model_len"
+        )
+
+
+def check_size(characters: int, limits: Limits, longest_token: int, what: str = "the prompt") -> None:
     """Refuses text that cannot fit before it is made tokens of, which takes seconds for tens of megabytes."""
     most = limits.max_model_len * longest_token
     if characters > most:
         raise InvalidRequest(
-            f"the prompt has {characters} characters, and no more than {most} can fit the sequences of up to "
+            f"{what} has {characters} characters, and no more than {most} can fit the sequences of up to "
             f"{limits.max_model_len} tokens that this cluster serves: shorten it, or serve with a larger max_model_len"
         )
 
@@ -125,10 +130,20 @@ def check_messages(messages: Sequence[inference_pb2.Message]) -> list[dict[str, 
     """A conversation in the form that chat templates take."""
     if not messages:
         raise InvalidRequest("messages is empty: a chat needs at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidRequest(f"messages has {len(messages)} entries, and may have up to {MAX_MESSAGES}")
     for place, message in enumerate(messages):
         if not message.role:
             raise InvalidRequest(f'messages[{place}].role is empty: it is usually "system", "user" or "assistant"')
     return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def check_count(tokens: int, limits: Limits, field: str) -> None:
+    """Before anything is done with each of them."""
+    if tokens > limits.max_model_len:
+        raise InvalidRequest(
+            f"{field} has {tokens} ids, and this cluster serves sequences of up to {limits.max_model_len}: send fewer"
+        )
 
 
 def check_ids(ids: Sequence[int], limits: Limits, field: str = "token_ids") -> None:
@@ -141,6 +156,7 @@ def _complete(sampling: inference_pb2.Sampling, limits: Limits) -> inference_pb2
     """A copy with every default filled in, without stop strings."""
     complete = inference_pb2.Sampling()
     complete.CopyFrom(sampling)
+    complete.DiscardUnknownFields()  # every output gets a copy, and the replicas too
     complete.ClearField("stop")
     complete.max_tokens = sampling.max_tokens or DEFAULT_MAX_TOKENS
     if not sampling.HasField("top_p"):

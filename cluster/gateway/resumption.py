@@ -17,7 +17,7 @@ from hashlib import blake2b
 from google.protobuf.message import DecodeError
 
 from cluster.gateway.model import ServedModel
-from cluster.gateway.requests import Begun, InvalidRequest, Job, check_ids
+from cluster.gateway.requests import MAX_OUTPUTS, Begun, InvalidRequest, Job, check_ids
 from cluster.text import Detokenizer
 from phalanx.v1 import inference_pb2
 
@@ -37,6 +37,8 @@ def resume_token(job: Job, index: int, cached_tokens: int, ttft: float) -> bytes
 
 def chat_time(resume: inference_pb2.Resume) -> datetime:
     """The time that the chat template is to be told: the one it was told first, or now."""
+    if len(resume.outputs) > MAX_OUTPUTS:
+        raise InvalidRequest(f"resume.outputs has {len(resume.outputs)} entries, and may have up to {MAX_OUTPUTS}")
     for place, received in enumerate(resume.outputs):
         if not received.finished:
             token = _token(f"resume.outputs[{place}]", received)
@@ -87,11 +89,11 @@ def _replayed(
     job: Job,
     model: ServedModel,
 ) -> Begun:
-    sampling, tokens = job.samplings[received.index], list(received.token_ids)
-    check_ids(tokens, model.limits, f"{field}.token_ids")
+    sampling, tokens = job.samplings[received.index], received.token_ids[: model.max_model_len + 1]
     most = min(sampling.max_tokens, model.max_model_len - len(job.prompt))
     if len(tokens) > most:
-        raise InvalidRequest(f"{field}.token_ids has {len(tokens)} ids, and this output ends after {most}")
+        raise InvalidRequest(f"{field}.token_ids has {len(received.token_ids)} ids, and this output ends after {most}")
+    check_ids(tokens, model.limits, f"{field}.token_ids")
     ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else model.eos_token_ids)}
     if any(token in ends for token in tokens[:-1]):
         raise InvalidRequest(f"{field}.token_ids goes on behind a token that ends the output")

@@ -15,14 +15,15 @@ from grpc_reflection.v1alpha import reflection
 from cluster.gateway.admin import AdminService
 from cluster.gateway.admission import Admission
 from cluster.gateway.config import GatewayConfig
-from cluster.gateway.errors import MalformedMessages
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.kept import Kept
 from cluster.gateway.link import Patience
 from cluster.gateway.model import ServedModel, tokenizer_of
 from cluster.gateway.probes import ProbeServer
+from cluster.gateway.send_timeout import SendTimeout
 from cluster.gateway.service import InferenceService
 from cluster.gateway.watch import RegistryWatch
+from cluster.security.malformed import MalformedMessages
 from cluster.security.public_port import PublicPort
 from cluster.security.registry_secret import ShownSecret
 from partitioning.plan_json import plan_from_json
@@ -37,6 +38,7 @@ _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _LIVENESS = "liveness"  # served as long as the process is: a restart does not bring back a replica
 _MOST_PENDING, _MOST_PENDING_S = 1 << 16, 120  # calls that have come and not begun, and seconds
+MOST_BYTES = 16 << 20  # of a request: the token ids of a context of millions
 _GRACE_S = 5.0  # for answers that are on their way when the server stops
 
 
@@ -71,9 +73,13 @@ class Gateway:
         self._ready = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
-            interceptors=[*self._port.interceptors, MalformedMessages()],
+            interceptors=[*self._port.interceptors, MalformedMessages(), SendTimeout(config.send_timeout_s)],
             options=[
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", MOST_BYTES),
+                # A client's machine that vanished without a word is noticed, and its streams end.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 # gRPC itself cancels calls of a flood, at random from the first of these and all from the second, and
                 # those that it could not hand over for so long: admission gives better answers.

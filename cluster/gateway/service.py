@@ -18,8 +18,10 @@ from cluster.gateway.model import ServedModel
 from cluster.gateway.requests import (
     MAX_OUTPUTS,
     InvalidRequest,
+    check_count,
     check_ids,
     check_job,
+    check_length,
     check_messages,
     check_request_id,
     check_size,
@@ -51,6 +53,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                         check_size(len(request.text), self._served.limits, self._tokenizer.longest_token)
                         prompt = await asyncio.to_thread(self._tokenizer.encode, request.text)
                     case "token_ids":
+                        check_length(len(request.token_ids.ids), self._served.limits)
                         prompt = list(request.token_ids.ids)
                     case _:
                         raise InvalidRequest("the request has no prompt: set text or token_ids")
@@ -66,7 +69,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             check_request_id(request.request_id)
             messages = check_messages(request.messages)
             tokenizer = self._tokenizer
-            characters = sum(len(message["content"]) for message in messages)
+            characters = sum(len(message["role"]) + len(message["content"]) for message in messages)
             check_size(characters, self._served.limits, tokenizer.longest_token)
             now = chat_time(request.resume)
             with self._place(request.n) as place:
@@ -82,7 +85,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
         async with statuses(context, self._admission):
-            ids = await asyncio.to_thread(self._tokenizer.encode, request.text, not request.omit_special)
+            tokenizer = self._tokenizer
+            check_size(len(request.text), self._served.limits, tokenizer.longest_token, "the text")
+            with self._place(1):
+                ids = await asyncio.to_thread(tokenizer.encode, request.text, not request.omit_special)
             return inference_pb2.TokenizeResponse(token_ids=ids)
         raise AssertionError("a call that failed has been aborted")
 
@@ -90,8 +96,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.DetokenizeRequest, context: Context
     ) -> inference_pb2.DetokenizeResponse:
         async with statuses(context, self._admission):
+            check_count(len(request.token_ids), self._served.limits, "token_ids")
             check_ids(request.token_ids, self._served.limits)
-            text = self._tokenizer.decode(list(request.token_ids), not request.keep_special)
+            with self._place(1):
+                ids, tokenizer = list(request.token_ids), self._tokenizer
+                text = await asyncio.to_thread(tokenizer.decode, ids, not request.keep_special)
             return inference_pb2.DetokenizeResponse(text=text)
         raise AssertionError("a call that failed has been aborted")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from cluster.security.malformed import MalformedMessages
 from phalanx.v1 import registry_pb2, registry_pb2_grpc
 from workers.security.peers import PeerTls, bind
 from workers.security.secret import SecretCheck
@@ -48,7 +49,7 @@ class Registry(registry_pb2_grpc.RegistryServicer):
             RuntimeError: the address cannot be had.
         """
         self._server = grpc.aio.server(
-            interceptors=[self._check],
+            interceptors=[self._check, MalformedMessages()],
             options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 1000)],
         )
         registry_pb2_grpc.add_RegistryServicer_to_server(self, self._server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ _KINDS = {
 }
 
 
+# What grpc says of a message above the receiver's limit, both in bytes.
+_TOO_LARGE = re.compile(r"(SERVER|CLIENT): Received message larger than max \((\d+) vs\. (\d+)\)")
 # What grpc says when it has no connection.
 _NOBODY = ("failed to connect", "connections to all backends failing", "DNS resolution failed")
 
@@ -63,6 +66,13 @@ def from_rpc(error: Any, addresses: Sequence[str]) -> PhalanxError:
         where = ", ".join(addresses)
         remedy = "is `phalanx serve` running, and listening there?"
         return NoGateway(code, f"no gateway answers at {where}: {remedy} ({detail})")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (large := _TOO_LARGE.search(detail)):
+        receiver, size, most = large.groups()
+        if receiver == "CLIENT":
+            return PhalanxError(code, f"the answer has {size} bytes, and this client reads up to {most}")
+        return InvalidRequest(
+            code, f"the request has {size} bytes, and the gateway reads up to {most}: shorten the prompt"
+        )
     wrapped = _KINDS.get(code, PhalanxError)(code, detail)
     if isinstance(wrapped, Overloaded):
         for key, value in error.trailing_metadata() or ():

@@ -36,9 +36,11 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def _long_streams(model: Path, **options: object) -> AsyncIterator[Served]:
+async def _long_streams(
+    model: Path, gateway: dict[str, object] | None = None, **options: object
+) -> AsyncIterator[Served]:
     plan = plan_for(model, max_model_len=4096, kv_cache_tokens=8192)
-    async with served(plan, config_for(plan, max_model_len=4096, **options)) as cluster:
+    async with served(plan, config_for(plan, max_model_len=4096, **options), **gateway or {}) as cluster:
         yield cluster
 
 
@@ -46,6 +48,11 @@ async def _until(holds: Callable[[], object], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not holds():
             await asyncio.sleep(0.02)
+
+
+async def _rest(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 def _request(prompt: list[int], tokens: int, **sampling: Any) -> inference_pb2.GenerateRequest:
@@ -100,6 +107,20 @@ async def test_a_reader_that_does_not_read_may_leave(patient: Path) -> None:
         await _until(lambda: cluster.gateway._admission.requests == 0)
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_a_reader_that_never_reads_holds_nothing_for_longer_than_the_send_timeout(patient: Path) -> None:
+    async with (
+        _long_streams(patient, {"send_timeout_s": 0.5}) as cluster,
+        grpc.aio.insecure_channel(cluster.address, options=_SLOW_READER) as channel,
+    ):
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(_request([5], _LONG, logprobs=20))
+        await call.read()
+        await _settled(cluster)
+        with pytest.raises(grpc.aio.AioRpcError, match=r"has read nothing for 0\.5 s") as ended:
+            await _rest(call)
+        assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_a_request_whose_deadline_passes_in_the_queue_is_never_read(patient: Path) -> None:
     async with _long_streams(patient, max_running=1) as cluster, AsyncClient(cluster.address) as client:
         engine = cluster.engines[0]
@@ -131,8 +152,26 @@ async def test_text_that_cannot_fit_is_refused_before_it_is_made_tokens_of(model
     async with served(plan, config_for(plan)) as cluster, AsyncClient(cluster.address, timeout=60) as client:
         with pytest.raises(InvalidRequest, match="3000000 characters"):
             await client.generate("x" * 3_000_000)
-        with pytest.raises(InvalidRequest, match="3000000 characters"):
+        with pytest.raises(InvalidRequest, match="3000004 characters"):
             await client.chat([{"role": "user", "content": "x" * 3_000_000}])
+
+
+async def test_requests_of_any_size_get_an_error_that_names_the_limit(model: Path) -> None:
+    plan = plan_for(model)
+    async with served(plan, config_for(plan)) as cluster, AsyncClient(cluster.address, timeout=60) as client:
+        with pytest.raises(InvalidRequest, match=r"the prompt has 6000000 tokens, and this cluster .* up to 512"):
+            await client.generate([5] * 6_000_000)
+        with pytest.raises(InvalidRequest, match=r"token_ids has 6000000 ids, .* up to 512"):
+            await client.detokenize([5] * 6_000_000)
+        with pytest.raises(InvalidRequest, match="the text has 6000000 characters"):
+            await client.tokenize("x" * 6_000_000)
+        with pytest.raises(InvalidRequest, match="messages has 1000000 entries"):
+            await client.chat([{"role": "u", "content": ""}] * 1_000_000)
+        with pytest.raises(
+            InvalidRequest, match=r"the request has 180000.. bytes, and the gateway reads up to 16777216"
+        ):
+            await client.generate("x" * 18_000_000)
+        assert len((await client.generate([5], max_tokens=4, ignore_eos=True)).token_ids) == 4
 
 
 async def test_tenants_share_by_weight_through_the_gateway(model: Path, tmp_path: Path) -> None:

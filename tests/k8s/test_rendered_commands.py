@@ -87,14 +87,15 @@ def test_the_spec_is_one_that_phalanx_serves_and_has_every_key_of_the_values(exa
 
 @each_example
 def test_gateways_find_the_registry_where_the_spec_has_it_listen(example: Path) -> None:
-    objects = rendered(example, "spec.max_sequences=7000000", "spec.recovery_s=8.5", "spec.drain_s=90.5")
+    asked = {"max_sequences": 7_000_000, "recovery_s": 8.5, "send_timeout_s": 77.5, "drain_s": 90.5}
+    objects = rendered(example, *(f"spec.{name}={value}" for name, value in asked.items()))
     spec = yaml.safe_load(named(objects, "ConfigMap", "llm-spec")["data"]["spec.yaml"])
     (gateway,) = (pod for pod in pods(objects) if pod.component == "gateway")
     (call,) = (call for call in _commands(gateway) if call[1] == "gateway")
     options = understood(typer.main.get_command(app), call)
     host, _, port = options["registry"].partition(":")
     assert spec["registry_listen"] == f":{port}"
-    assert (options["max_sequences"], options["recovery_s"], options["drain_s"]) == (7_000_000, 8.5, 90.5)
+    assert {name: options[name] for name in asked} == asked
     if services := [item for item in objects if item["kind"] == "Service" and item["metadata"]["name"] == host]:
         assert [entry["port"] for entry in services[0]["spec"]["ports"]] == [int(port)]
     else:
