@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -69,8 +69,8 @@ Answer = list[tuple[list[int], str]]  # tokens and text of each output
 
 
 async def undisturbed(client: AsyncClient) -> dict[Kind, Answer]:
-    """What each kind answers when nothing happens."""
-    return {kind: await _answer(kind, client, Account()) for kind in KINDS}
+    """What each kind answers when nothing happens and nobody leaves."""
+    return {kind: await _answer(replace(kind, leave_after=0), client, Account()) for kind in KINDS}
 
 
 async def go_on(client: AsyncClient, expected: dict[Kind, Answer], account: Account, dice: random.Random) -> None:

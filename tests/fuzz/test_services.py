@@ -20,7 +20,8 @@ from grpc_health.v1 import health_pb2
 from phalanx.v1 import admin_pb2, inference_pb2, inference_pb2_grpc, registry_pb2, replica_pb2
 from tests.fuzz.messages import requests
 from tests.replicas import config_for, plan_for
-from tests.served import Served, served
+from tests.served import SECRET, Served, served
+from workers.security.secret import showing
 
 _ALLOWED = {
     "OK",
@@ -84,9 +85,9 @@ async def _until(holds: Callable[[], bool], seconds: float = 20) -> None:
             await asyncio.sleep(0.02)
 
 
-async def _answer(channel: grpc.aio.Channel, method: str, data: bytes, seconds: float = 2.0) -> tuple[str, str]:
+async def _answer(channel: grpc.aio.Channel, method: str, data: bytes, secret: str = "") -> tuple[str, str]:
     """Status and sentence; what goes on for ever is cancelled after its first message."""
-    call = channel.unary_stream(f"/{method}")(data, timeout=seconds)
+    call = channel.unary_stream(f"/{method}")(data, timeout=2.0, metadata=showing(secret) if secret else None)
     try:
         while await call.read() is not grpc.aio.EOF:
             if method.endswith("Watch"):
@@ -118,9 +119,11 @@ async def test_wrong_messages_to_the_registry(model: Path, caplog: pytest.LogCap
     scale = await asyncio.to_thread(requests, registry_pb2.ScaleRequest(replicas=2), 40)
     async with _unmoved(model, caplog) as cluster, grpc.aio.insecure_channel(cluster.registry_address) as channel:
         for name, sent in (("Watch", watch), ("Scale", scale)):
-            calls = (_answer(channel, f"phalanx.v1.Registry/{name}", data) for data in sent)
-            answers = await asyncio.gather(*calls)
+            method = f"phalanx.v1.Registry/{name}"
+            answers = await asyncio.gather(*(_answer(channel, method, data, SECRET) for data in sent))
             assert [answer for answer in answers if not _proper(answer)] == []
+            strangers = await asyncio.gather(*(_answer(channel, method, data) for data in sent))
+            assert {code for code, _ in strangers} == {"UNAUTHENTICATED"}
 
 
 async def test_wrong_messages_to_a_replica(model: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -131,7 +134,7 @@ async def test_wrong_messages_to_a_replica(model: Path, caplog: pytest.LogCaptur
         grpc.aio.insecure_channel(cluster.replicas[0].address) as channel,
     ):
         for start in range(0, len(sent), 3):
-            call = channel.stream_stream("/phalanx.v1.ReplicaLink/Attach")()
+            call = channel.stream_stream("/phalanx.v1.ReplicaLink/Attach")(metadata=showing(cluster.link_secrets[0]))
             with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 for data in sent[start : start + 3]:
                     await call.write(data)
