@@ -354,6 +354,7 @@ async def test_a_model_without_a_tokenizer_is_served_by_token_ids(tmp_path: Path
             await client.generate([5], stop=["x"])
 
 
+@pytest.mark.slow  # as long as three pings
 async def test_idle_connections_outlive_their_pings(cluster: Served, client: AsyncClient) -> None:
     """Replicas once took the gateway's pings for an attack and hung up, after three of them."""
     link = cluster.gateway._fleet.usable[0]
