@@ -30,8 +30,8 @@ from phalanx import Client
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PROMPT = "The history of the steam engine begins"
-_TOKENS = 300
-_BEFORE = 20  # pieces of text that come before the fault
+_TOKENS = 1500
+_BEFORE = 10  # pieces of text that come before the fault
 _START_S, _AGAIN_S, _STOP_S = 600.0, 180.0, 60.0
 
 
@@ -163,6 +163,8 @@ def _row(server: Server) -> str:
                 os.kill(victim, signal.SIGKILL)
     except Exception as error:
         end = f"ends with an error: {' '.join(str(error).split())[:90]}"
+    if pieces < _BEFORE:
+        raise RuntimeError(f"{server.name} had answered in {pieces} pieces before its process could be killed")
     same = "the same text" if got == expected else f"{len(got) / len(expected):.0%} of the text"
     again = server.wait(_AGAIN_S)
     answered = "never: the server has ended" if again is None else f"{again:.1f} s"
