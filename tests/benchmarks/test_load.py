@@ -52,7 +52,7 @@ def test_goodput_leaves_out_what_came_too_late() -> None:
 
 async def test_a_load_on_a_real_gateway_is_answered_or_refused(model: Path) -> None:
     plan = plan_for(model)
-    load = Load(20, 2, {"": 1}, 8, 8, 0.0, 40, seed=1)
+    load = Load(20, 2, {"": 1}, 8, 48, 0.0, 40, seed=1)  # outputs that last longer than the flood takes to come
     async with served(plan, config_for(plan), max_sequences=16) as cluster:
         async with asyncio.timeout(60):
             outcomes, seconds = await _run(cluster.address, load, None, 60)
