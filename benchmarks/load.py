@@ -1,12 +1,14 @@
 """Loads a deployment that runs with requests that come whether it keeps up or not, and says how each tenant fared.
 
 python -m benchmarks.load [ADDRESS] --rate 4 --duration 60 [--tenants a:1,b:3 --tokens FOLDER]
-    [--prompt-tokens N] [--output-tokens N] [--slow SHARE] [--flood N] [--ttft-ms N] [--tpot-ms N] [--json]
+    [--prompt-tokens N] [--output-tokens N] [--slow SHARE] [--flood N] [--bursts TIMES] [--ttft-ms N] [--tpot-ms N]
+    [--json]
 
-Arrivals are a Poisson process (open loop: nobody waits for an answer before the next asks), divided among the tenants
-in the proportions given; a tenant's weight is what its token in FOLDER/TENANT has. Lengths of prompts and outputs are
-uniform between half and one and a half times what is asked for. Slow readers take a second for every message. A flood
-is so many requests of the first tenant at once, after a third of the time. Who is refused does not come again.
+Arrivals are a Poisson process (open loop: nobody waits for an answer before the next asks), in a fifth of every ten
+seconds `bursts` times as many as on average, and divided among the tenants in the proportions given; a tenant's weight
+is what its token in FOLDER/TENANT has. Lengths of prompts and outputs are uniform between half and one and a half times
+what is asked for. Slow readers take a second for every message. A flood is so many requests of the first tenant at
+once, after a third of the time. Who is refused does not come again.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from benchmarks.load_report import Objective, Outcome, rows, table
 from phalanx import AsyncClient, Overloaded, PhalanxError
 
 _SLOW_S = 1.0  # that a slow reader takes for each message
+_BURST_EVERY_S, _BURST_SHARE = 10.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Load:
     slow: float
     flood: int
     seed: int
+    bursts: float = 1.0
 
     def arrivals(self, vocab_size: int) -> Iterator[Arrival]:
         """In the order of their times, the same for the same seed."""
@@ -59,11 +63,19 @@ class Load:
         names, parts = list(self.tenants), list(self.tenants.values())
         flood_at = self.duration / 3 if self.flood else float("inf")
         at = 0.0
-        while (at := at + rng.expovariate(self.rate)) < self.duration:
+        while (at := at + rng.expovariate(self.rate * self.bursts)) < self.duration:
+            if rng.random() * self.bursts > self._times(at):
+                continue
             if at > flood_at:
                 yield from (self._arrival(rng, flood_at, names[0], vocab_size) for _ in range(self.flood))
                 flood_at = float("inf")
             yield self._arrival(rng, at, rng.choices(names, parts)[0], vocab_size)
+
+    def _times(self, at: float) -> float:
+        """How many times the mean rate requests come at that moment."""
+        if at % _BURST_EVERY_S < _BURST_SHARE * _BURST_EVERY_S:
+            return self.bursts
+        return (1 - _BURST_SHARE * self.bursts) / (1 - _BURST_SHARE)
 
     def _arrival(self, rng: random.Random, at: float, tenant: str, vocab_size: int) -> Arrival:
         prompt = [rng.randrange(100, vocab_size) for _ in range(_about(rng, self.prompt_tokens))]
@@ -80,6 +92,7 @@ def main(
     output_tokens: int = 64,
     slow: Annotated[float, typer.Option(help="Share of requests whose readers are slow.")] = 0.0,
     flood: Annotated[int, typer.Option(help="Requests at once, after a third of the time.")] = 0,
+    bursts: Annotated[float, typer.Option(min=1, max=5, help="Times the rate in 2 of every 10 seconds.")] = 1.0,
     ttft_ms: Annotated[float, typer.Option(help="Goodput: the latest first token.")] = 2000.0,
     tpot_ms: Annotated[float, typer.Option(help="Goodput: the longest mean time between tokens.")] = 200.0,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 300.0,
@@ -87,13 +100,13 @@ def main(
     json: Annotated[bool, typer.Option("--json", help="One JSON line for each tenant.")] = False,
 ) -> None:
     parts = dict(_part(entry) for entry in tenants.split(","))
-    load = Load(rate, duration, parts, prompt_tokens, output_tokens, slow, flood, seed)
-    outcomes, seconds = asyncio.run(_run(address, load, tokens, timeout))
+    load = Load(rate, duration, parts, prompt_tokens, output_tokens, slow, flood, seed, bursts)
+    outcomes, seconds = asyncio.run(run(address, load, tokens, timeout))
     found = rows(outcomes, Objective(ttft_ms / 1000, tpot_ms / 1000), seconds)
     print("\n".join(jsonlib.dumps(row.as_json()) for row in found) if json else table(found))
 
 
-async def _run(address: str, load: Load, tokens: Path | None, timeout: float) -> tuple[list[Outcome], float]:
+async def run(address: str, load: Load, tokens: Path | None, timeout: float) -> tuple[list[Outcome], float]:
     """Every request's outcome, and the seconds until the last had its answer."""
     async with AsyncExitStack() as stack:
         clients = {}

@@ -25,7 +25,7 @@ from typing import Annotated
 import psutil
 import typer
 
-from benchmarks.startup import free_port
+from benchmarks.deployment import free_port
 from phalanx import Client
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import Load, _run
+from benchmarks.load import Load, run
 from benchmarks.load_report import Objective, Outcome, percentile, rows, table
 from tests.replicas import config_for, plan_for
 from tests.served import served
@@ -25,6 +25,13 @@ def test_arrivals_have_the_rate_and_the_parts_asked_for() -> None:
     assert 0.2 <= sum(arrival.slow for arrival in arrivals) / len(arrivals) <= 0.3
     assert {len(arrival.prompt) for arrival in arrivals} == set(range(8, 25))
     assert {arrival.output_tokens for arrival in arrivals} == set(range(4, 13))
+
+
+def test_bursts_leave_the_mean_rate_as_it_is() -> None:
+    times = [arrival.at for arrival in Load(20, 200, {"": 1}, 16, 8, 0.0, 0, seed=4, bursts=4).arrivals(300)]
+    in_bursts = sum(at % 10 < 2 for at in times)
+    assert 3600 <= len(times) <= 4400
+    assert 0.75 <= in_bursts / len(times) <= 0.85
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
@@ -55,7 +62,7 @@ async def test_a_load_on_a_real_gateway_is_answered_or_refused(model: Path) -> N
     load = Load(20, 2, {"": 1}, 8, 48, 0.0, 40, seed=1)  # outputs that last longer than the flood takes to come
     async with served(plan, config_for(plan), max_sequences=16) as cluster:
         async with asyncio.timeout(60):
-            outcomes, seconds = await _run(cluster.address, load, None, 60)
+            outcomes, seconds = await run(cluster.address, load, None, 60)
     assert {outcome.ended for outcome in outcomes} == {"done", "refused"}
     row = rows(outcomes, Objective(60, 60), seconds)[0]
     assert row.done >= 16
