@@ -21,6 +21,7 @@ from cluster.commands import (
     serve,
     status,
     token,
+    top,
 )
 
 _OURS = ("cluster", "partitioning", "workers", "phalanx")
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("gateway")(gateway.gateway)
 app.command("status")(status.status)
+app.command("top")(top.top)
 app.command("scale")(scale.scale)
 app.command("roll")(roll.roll)
 app.command("drain")(scale.drain)
