@@ -11,6 +11,7 @@ from cluster.commands import (
     chat,
     compress,
     demo,
+    doctor,
     gateway,
     generate,
     models,
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
 app.command("gateway")(gateway.gateway)
 app.command("status")(status.status)

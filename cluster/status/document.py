@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-VERSION = 1
-
 State = Literal["unspecified", "starting", "ready", "failed", "draining"]
 Kind = Literal[
     "unspecified", "epoch_started", "epoch_ready", "epoch_ended", "replica_draining", "replica_gone", "scale", "roll"
@@ -112,7 +110,7 @@ class Event(_Part):
 class Status(_Part):
     """What `phalanx status --json` prints."""
 
-    version: Annotated[Literal[1], Field(description="Of this form.")] = VERSION
+    version: Annotated[Literal[1], Field(description="Of this form.")] = 1
     unix_s: Annotated[Seconds, Field(description="When this was asked, in seconds since 1970 (UTC).")]
     deployment: str
     plan: Annotated[dict[str, Any] | None, Field(description="As `phalanx plan --json` prints it.")]
