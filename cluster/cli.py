@@ -11,6 +11,7 @@ from cluster.commands import (
     chat,
     compress,
     demo,
+    doctor,
     gateway,
     generate,
     models,
@@ -21,6 +22,7 @@ from cluster.commands import (
     serve,
     status,
     token,
+    top,
 )
 
 _OURS = ("cluster", "partitioning", "workers", "phalanx")
@@ -33,9 +35,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
 app.command("gateway")(gateway.gateway)
 app.command("status")(status.status)
+app.command("top")(top.top)
 app.command("scale")(scale.scale)
 app.command("roll")(roll.roll)
 app.command("drain")(scale.drain)

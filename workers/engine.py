@@ -271,6 +271,9 @@ class Engine:
             generated_tokens=self._generated + accepted,
             drafted_tokens=0 if speculation is None else speculation.drafted,
             accepted_tokens=accepted,
+            cached_blocks=self._blocks.cached,
+            prompt_tokens=self._blocks.prompt_tokens,
+            cached_prompt_tokens=self._blocks.found_tokens,
         )
         if self._news:
             news, self._news = self._news, []

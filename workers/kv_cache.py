@@ -29,6 +29,8 @@ class BlockManager:
         self._block_of: dict[_Key, int] = {}
         self._identity = [0] * num_blocks
         self._last_identity = 0
+        self.cached = 0  # blocks that no sequence refers to and a prompt may find
+        self.prompt_tokens = self.found_tokens = 0
 
     @property
     def free(self) -> int:
@@ -66,10 +68,16 @@ class BlockManager:
                 break
             if self._references[block] == 0:
                 del self._unused[block]
+                self.cached -= 1
             self._references[block] += 1
             before = self._identity[block]
             found.append(block)
         return found
+
+    def count_prompt(self, tokens: int, found: int) -> None:
+        """Notes that a sequence of so many tokens has its blocks now, `found` of the tokens from the cache."""
+        self.prompt_tokens += tokens
+        self.found_tokens += found
 
     def identity(self, block: int) -> int:
         """What `remember` takes as `before` for the block after this one."""
@@ -98,14 +106,17 @@ class BlockManager:
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._unused[block] = None
+                self.cached += block in self._key_of
 
     def check(self) -> None:
         """Raises AssertionError when the books do not balance (for tests, when idle)."""
         assert all((count == 0) == (block in self._unused) for block, count in enumerate(self._references))
         assert all(self._key_of[block] == key for key, block in self._block_of.items())
         assert len(self._key_of) == len(self._block_of)
+        assert self.cached == len(self._key_of.keys() & self._unused.keys())
 
     def _forget(self, block: int) -> None:
         key = self._key_of.pop(block, None)
         if key is not None:
             del self._block_of[key]
+            self.cached -= 1

@@ -10,7 +10,8 @@ from time import monotonic
 class Pulse:
     """A look at a rank: what it does since how many `seconds`, in which step, and how many collectives of its stage it
     has taken part in. A rank that rests waits for work, however long. Of one that stands still, `unfinished` names what
-    torch's process groups have begun and not ended."""
+    torch's process groups have begun and not ended. `memory_bytes` are what it uses of its device's
+    `memory_total_bytes`."""
 
     doing: str
     step: int
@@ -18,6 +19,8 @@ class Pulse:
     resting: bool
     collectives: int
     unfinished: str = ""
+    memory_bytes: int = 0
+    memory_total_bytes: int = 0
 
     def __str__(self) -> str:
         rest = "" if self.resting else f" of step {self.step}, after {self.collectives} collectives"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import torch
 from torch._C._distributed_c10d import TCPStore
@@ -10,6 +11,7 @@ from torch._C._distributed_c10d import TCPStore
 from partitioning.checkpoint import open_checkpoint
 from partitioning.plan import Plan
 from workers.engine import Engine
+from workers.memory_use import memory_use
 from workers.parallel import ParallelContext, join_store, open_store
 from workers.progress import Progress, Pulse
 from workers.request import EngineConfig
@@ -94,7 +96,9 @@ class Rank:
     def pulse(self) -> Pulse:
         """What this rank is doing; for any thread."""
         context = self._context
-        return Progress().pulse(0) if context is None else context.pulse()
+        pulse = Progress().pulse(0) if context is None else context.pulse()
+        used, total = memory_use(self._device)
+        return replace(pulse, memory_bytes=used, memory_total_bytes=total)
 
     def close(self) -> None:
         """Lets go of memory and connections."""

@@ -114,7 +114,8 @@ class Output:
 @dataclass(frozen=True)
 class EngineLoad:
     """What a router needs to know of a replica. `accepted_tokens` of the `drafted_tokens`, guesses of speculative
-    decoding, were generated."""
+    decoding, were generated. The prefix cache had `cached_prompt_tokens` of the `prompt_tokens` of sequences that were
+    given a place; `cached_blocks` are those of the free ones whose content it may still find."""
 
     running: int = 0
     waiting: int = 0
@@ -125,6 +126,9 @@ class EngineLoad:
     generated_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    cached_blocks: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)

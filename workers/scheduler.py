@@ -313,6 +313,7 @@ class Scheduler:
         slot = sequence.slot = self._free_slots.pop()
         sequence.blocks = found + fresh
         sequence.planned = len(found) * self._blocks.block_size
+        self._blocks.count_prompt(len(sequence.tokens), sequence.planned)
         sequence.cached = max(sequence.cached, min(sequence.planned, sequence.request.prompt_len))
         sequence.remembered = len(found)
         sequence.chain = self._blocks.identity(found[-1]) if found else root

@@ -193,6 +193,9 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
             total_blocks=load.total_blocks,
             steps=load.steps,
             generated_tokens=load.generated_tokens,
+            cached_blocks=load.cached_blocks,
+            prompt_tokens=load.prompt_tokens,
+            cached_prompt_tokens=load.cached_prompt_tokens,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToJson
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +18,7 @@ from cluster.commands.connect import (
     TokenFileOption,
     connect,
 )
+from cluster.status.reading import status_of
 from partitioning.plan_json import plan_from_json
 from partitioning.plan_table import TABLE_WIDTH, plan_table
 from phalanx.v1 import admin_pb2, registry_pb2
@@ -30,13 +30,22 @@ def status(
     ca: CaOption = None,
     certificate: CertificateOption = None,
     key: KeyOption = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the state as JSON.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the state as JSON, in the form that docs/status.schema.json describes."),
+    ] = False,
 ) -> None:
-    """Show the plan, the replicas and their load, as a gateway knows them."""
+    """Show the plan, the replicas and their load, as a gateway knows them. `phalanx top` shows them live.
+
+    \b
+    phalanx status --address 10.0.0.7:50051
+    phalanx status --json | jq -c '.replicas[] | {id, state, epoch, load}'
+    phalanx status --json | jq -e 'all(.replicas[]; .state == "ready" and .connected)'   # exit code 1 if not
+    """
     with connect(address, 10, token_file, ca, certificate, key) as client:
         cluster = client.cluster()
     if json:
-        typer.echo(MessageToJson(cluster, preserving_proto_field_name=True))
+        typer.echo(status_of(cluster).model_dump_json(indent=2))
         return
     console = Console(width=max(Console().width, TABLE_WIDTH))
     if cluster.plan_json:

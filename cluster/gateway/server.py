@@ -67,7 +67,7 @@ class Gateway:
         self._fleet = Fleet(self._update_health, self._watch.moved, dialler)
         self._kept = Kept()
         self._inference = InferenceService(self._fleet, self._admission, self._kept, config.recovery_s)
-        self._admin = AdminService(self._fleet, self._admission, self._kept, self.drain, self._watch.scale)
+        self._admin = AdminService(self._fleet, self._admission, self._kept, self.drain, self._watch)
         self._health = health.aio.HealthServicer()
         self._probes = ProbeServer(self._health)
         self._ready = asyncio.Event()

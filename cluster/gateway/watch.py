@@ -18,6 +18,7 @@ from workers.security.secret import showing
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
+_VITALS_S = 1.0
 
 
 class RegistryWatch:
@@ -69,6 +70,17 @@ class RegistryWatch:
         if address in self._addresses:
             self._addresses.remove(address)
         self._addresses.insert(0, address)
+
+    async def vitals(self) -> list[registry_pb2.RankVitals]:
+        """How the ranks are; nothing while the coordinator does not answer."""
+        async with self._dialler.channel(self._addresses[0], CHANNEL_OPTIONS) as channel:
+            stub, shown = registry_pb2_grpc.RegistryStub(channel), showing(self._secret.current)
+            try:
+                response = await stub.Vitals(registry_pb2.VitalsRequest(), metadata=shown, timeout=_VITALS_S)
+            except grpc.aio.AioRpcError:
+                raise_if_cancelled()
+                return []
+            return list(response.ranks)
 
     async def scale(self, replicas: int, timeout: float | None) -> int:
         """Asks for so many replicas; returns how many are ready within `timeout` seconds.

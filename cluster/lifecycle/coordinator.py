@@ -21,6 +21,7 @@ from cluster.lifecycle.replica_set import ReplicaSet
 from cluster.spec import DeploymentSpec
 from cluster.topology import ray_nodes
 from partitioning.plan import PlanError
+from phalanx.v1 import registry_pb2
 from workers.security.secret import new_secret
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ class Coordinator:
     def __init__(self, spec_json: str, life: str, detached: bool, secrets: list[str]) -> None:
         self._spec = DeploymentSpec.model_validate_json(spec_json)
         self._record = DeploymentRecord(self._spec.name, life, detached, secrets or [new_secret()])
-        self._registry = Registry(self._spec.name, lambda: self._record.secrets, self.scale, self._spec.internal_tls)
+        self._registry = Registry(
+            self._spec.name, lambda: self._record.secrets, self.scale, self._spec.internal_tls, self._vitals
+        )
         self._opening: asyncio.Task[Opened] | None = None
         self._replicas: ReplicaSet | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -117,6 +120,9 @@ class Coordinator:
     async def until_closed(self) -> None:
         """Returns after `close`; a caller notices by it when this actor dies for good."""
         await self._closed.wait()
+
+    def _vitals(self) -> list[registry_pb2.RankVitals]:
+        return [] if self._replicas is None else self._replicas.vitals()
 
     async def _opened(self) -> ReplicaSet:
         await self.open()

@@ -105,6 +105,10 @@ class Epoch:
         assert self._lifelines is not None
         return await self._lifelines.lost(self._blueprint.spec.collective_timeout_s)
 
+    def vitals(self) -> list[registry_pb2.RankVitals]:
+        """How the ranks are, of which nothing is known before they have been found."""
+        return [] if self._lifelines is None else self._lifelines.vitals()
+
     async def busy(self) -> EngineLoad:
         """What rank 0 is working on.
 
@@ -195,8 +199,8 @@ class Epoch:
         """Notes where the ranks are, which are on `nodes`; returns the address of each."""
         places = await self._all(what, [actor.where.remote() for actor in self._actors], deadline_s)
         self.ranks = [
-            registry_pb2.RankInfo(rank=rank, node=node, pid=pid)
-            for rank, (node, (_, pid)) in enumerate(zip(nodes, places, strict=True))
+            registry_pb2.RankInfo(rank=plan.rank, node=node, pid=pid, device=plan.device)
+            for plan, node, (_, pid) in zip(self._blueprint.plan.ranks, nodes, places, strict=True)
         ]
         return [_LOOPBACK if loopback else address for address, _ in places]
 

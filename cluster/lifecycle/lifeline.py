@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
+from phalanx.v1 import registry_pb2
 from workers.progress import Pulse
 
 _CONNECT_S = 10.0
@@ -98,6 +99,20 @@ class Lifelines:
     async def all_ended(self) -> None:
         """Returns when the work of every rank has ended."""
         await asyncio.gather(*self._tasks)
+
+    def vitals(self) -> list[registry_pb2.RankVitals]:
+        """How each rank is that has spoken already."""
+        return [
+            registry_pb2.RankVitals(
+                rank=number,
+                heard_seconds=rank.silent_s,
+                memory_bytes=rank.pulse.memory_bytes,
+                memory_total_bytes=rank.pulse.memory_total_bytes,
+                doing=rank.pulse.doing,
+            )
+            for number, rank in enumerate(self._ranks)
+            if rank.pulse is not None
+        ]
 
     def report(self) -> str:
         """What each rank did last, and who is under suspicion: who is silent, else who took part in least."""

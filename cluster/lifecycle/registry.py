@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from cluster.lifecycle.events import EventLog
 from cluster.security.malformed import MalformedMessages
 from phalanx.v1 import registry_pb2, registry_pb2_grpc
 from workers.security.peers import PeerTls, bind
@@ -21,7 +22,7 @@ class Registry(registry_pb2_grpc.RegistryServicer):
     """Holds the state of the deployment and sends every change to all who watch. Lives on one event loop.
 
     Callers show one of `secrets()`. `scale` changes the number of replicas and returns how many there are; it raises
-    ValueError or RuntimeError with what is in the way.
+    ValueError or RuntimeError with what is in the way. `vitals` tells how the ranks are.
     """
 
     def __init__(
@@ -30,13 +31,15 @@ class Registry(registry_pb2_grpc.RegistryServicer):
         secrets: Callable[[], Sequence[str]],
         scale: Callable[[int], Awaitable[int]] | None = None,
         tls: PeerTls | None = None,
+        vitals: Callable[[], Iterable[registry_pb2.RankVitals]] = tuple,
     ) -> None:
         remedy = (
             f"`phalanx secret {deployment}` prints it on the Ray cluster; give it to gateways with "
             "--registry-secret FILE or PHALANX_REGISTRY_SECRET"
         )
         self._check = SecretCheck(secrets, remedy)
-        self._scale, self._tls = scale, tls
+        self._scale, self._tls, self._vitals = scale, tls, vitals
+        self._events = EventLog()
         self._state = registry_pb2.WatchResponse(deployment=deployment)
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -72,6 +75,12 @@ class Registry(registry_pb2_grpc.RegistryServicer):
         self._state.replicas.extend(replicas)
         self._state.link_secrets.clear()
         self._state.link_secrets.update(link_secrets)
+        self._events.follow(self._state.replicas)
+        self._notify()
+
+    def note(self, kind: registry_pb2.EventKind, detail: str) -> None:
+        """Something that happened to the deployment, and cannot be told from its replicas."""
+        self._events.note(kind, detail)
         self._notify()
 
     async def Watch(
@@ -82,6 +91,7 @@ class Registry(registry_pb2_grpc.RegistryServicer):
             changed = self._changed
             state = registry_pb2.WatchResponse()
             state.CopyFrom(self._state)
+            state.events.extend(self._events.events)
             yield state
             await changed.wait()
 
@@ -98,6 +108,11 @@ class Registry(registry_pb2_grpc.RegistryServicer):
         except (ValueError, RuntimeError) as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return registry_pb2.ScaleResponse(ready=ready)
+
+    async def Vitals(
+        self, request: registry_pb2.VitalsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> registry_pb2.VitalsResponse:
+        return registry_pb2.VitalsResponse(ranks=self._vitals())
 
     def _notify(self) -> None:
         self._changed.set()

@@ -63,6 +63,13 @@ class ReplicaLife:
         """What gateways show to its rank 0."""
         return "" if self._epoch is None else self._epoch.link_secret
 
+    def vitals(self) -> list[registry_pb2.RankVitals]:
+        """How its ranks are, as far as it hears from them."""
+        heard = [] if self._epoch is None else self._epoch.vitals()
+        for rank in heard:
+            rank.replica, rank.epoch = self.state.id, self.state.epoch
+        return heard
+
     @property
     def recut(self) -> bool:
         """Whether it runs in another cut than the planned one."""
@@ -218,6 +225,7 @@ class ReplicaLife:
         self.state.address = self._epoch.address if self._epoch is not None and serves else ""
         del self.state.ranks[:]
         self.state.ranks.extend([] if self._epoch is None else self._epoch.ranks)
+        self.state.tp, self.state.pp = self._blueprint.plan.tp, self._blueprint.plan.pp
         self._publish()
 
 

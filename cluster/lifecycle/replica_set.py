@@ -13,6 +13,7 @@ from cluster.lifecycle.replica import ReplicaLife
 from cluster.spec import DeploymentSpec
 from cluster.topology import ray_nodes
 from partitioning.plan import PlanError
+from phalanx.v1 import registry_pb2
 
 _ROOM_S = 2.0
 
@@ -64,6 +65,10 @@ class ReplicaSet:
         built = {replica.blueprint.generation for replica in self._replicas.values()}
         return current.spec == spec and built == {current.generation}
 
+    def vitals(self) -> list[registry_pb2.RankVitals]:
+        """How the ranks of all replicas are."""
+        return [vitals for replica in self._replicas.values() for vitals in replica.vitals()]
+
     async def scale(self, replicas: int) -> None:
         """Starts or retires replicas until there are so many.
 
@@ -72,6 +77,9 @@ class ReplicaSet:
             ReplicaError: a new one could not be built; it is given up.
         """
         async with self._changing:
+            self._registry.note(
+                registry_pb2.EVENT_KIND_SCALE, f"{len(self._replicas)} replicas, {replicas} are asked for"
+            )
             for _ in range(len(self._replicas), replicas):
                 await self._add(self.blueprint)
             surplus = sorted(self._replicas)[replicas:]
@@ -95,6 +103,7 @@ class ReplicaSet:
                 nodes = replica.left(nodes)
             blueprint = await asyncio.to_thread(draw, spec, before.generation + 1, nodes)
             _check_successor(before, blueprint)
+            self._registry.note(registry_pb2.EVENT_KIND_ROLL, f"to {spec.model}, generation {blueprint.generation}")
             old = sorted(self._replicas)
             for _ in range(blueprint.plan.replicas):
                 while old and not await _has_room(blueprint):

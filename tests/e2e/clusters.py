@@ -56,6 +56,27 @@ def ray_cluster_of(cpus: int, folder: Path) -> Iterator[dict[str, str]]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def further_node(cluster: dict[str, str], cpus: int) -> Iterator[None]:
+    """One more node of so many cores in a cluster that `ray_cluster_of` has made, on the same machine."""
+    options = [f"--address={cluster['RAY_ADDRESS']}", f"--num-cpus={cpus}", "--object-store-memory=80000000"]
+    node = subprocess.Popen(
+        [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", *options],
+        env={**with_our_python(), **cluster},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        family = psutil.Process(node.pid).children(recursive=True)
+        node.terminate()
+        node.wait(60)
+        for process in psutil.wait_procs(family, timeout=10)[1]:
+            process.kill()
+
+
 def _wait_for_port(port: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

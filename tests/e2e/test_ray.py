@@ -64,7 +64,13 @@ def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> N
             [*COMMAND, "status", "--json", "--address", address], cwd=ROOT, capture_output=True, check=True
         )
         (replica,) = json.loads(status.stdout)["replicas"]
-        assert replica["replica"]["epoch"] == "2"  # JSON has 64-bit numbers as text
+        assert replica["epoch"] == 2
+        assert [event["kind"] for event in json.loads(status.stdout)["events"]][-3:] == [
+            "epoch_ended",
+            "epoch_started",
+            "epoch_ready",
+        ]
+        assert all(rank["memory_bytes"] > 1e6 and rank["heard_s"] < 20 for rank in replica["ranks"])
         assert re.search(r"epoch 1 ended: rank 3 on \S+: its process died", serve.output), serve.output
         family = serve.family()
         assert serve.end(signal.SIGTERM) == 0, serve.output

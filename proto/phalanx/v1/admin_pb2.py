@@ -26,7 +26,7 @@ from phalanx.v1 import registry_pb2 as phalanx_dot_v1_dot_registry__pb2
 from phalanx.v1 import replica_pb2 as phalanx_dot_v1_dot_replica__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16phalanx/v1/admin.proto\x12\nphalanx.v1\x1a\x19phalanx/v1/registry.proto\x1a\x18phalanx/v1/replica.proto\"\x13\n\x11GetClusterRequest\"\xc5\x01\n\x12GetClusterResponse\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tplan_json\x18\x02 \x01(\t\x12+\n\x08replicas\x18\x03 \x03(\x0b\x32\x19.phalanx.v1.ReplicaStatus\x12\x17\n\x0f\x61\x63tive_requests\x18\x04 \x01(\r\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x30\n\nobjectives\x18\x06 \x01(\x0b\x32\x1c.phalanx.v1.ObjectivesReport\"l\n\x10ObjectivesReport\x12\x14\n\x0cttft_seconds\x18\x01 \x01(\x01\x12\x14\n\x0ctpot_seconds\x18\x02 \x01(\x01\x12\x10\n\x08\x66inished\x18\x03 \x01(\x04\x12\x0c\n\x04kept\x18\x04 \x01(\x04\x12\x0c\n\x04shed\x18\x05 \x01(\x04\"o\n\rReplicaStatus\x12$\n\x07replica\x18\x01 \x01(\x0b\x32\x13.phalanx.v1.Replica\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.phalanx.v1.ReplicaLoad\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\r\",\n\rDrainResponse\x12\x1b\n\x13unfinished_requests\x18\x01 \x01(\r2\xd0\x01\n\x05\x41\x64min\x12K\n\nGetCluster\x12\x1d.phalanx.v1.GetClusterRequest\x1a\x1e.phalanx.v1.GetClusterResponse\x12<\n\x05\x44rain\x12\x18.phalanx.v1.DrainRequest\x1a\x19.phalanx.v1.DrainResponse\x12<\n\x05Scale\x12\x18.phalanx.v1.ScaleRequest\x1a\x19.phalanx.v1.ScaleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16phalanx/v1/admin.proto\x12\nphalanx.v1\x1a\x19phalanx/v1/registry.proto\x1a\x18phalanx/v1/replica.proto\"\x13\n\x11GetClusterRequest\"\x93\x02\n\x12GetClusterResponse\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tplan_json\x18\x02 \x01(\t\x12+\n\x08replicas\x18\x03 \x03(\x0b\x32\x19.phalanx.v1.ReplicaStatus\x12\x17\n\x0f\x61\x63tive_requests\x18\x04 \x01(\r\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x30\n\nobjectives\x18\x06 \x01(\x0b\x32\x1c.phalanx.v1.ObjectivesReport\x12)\n\x06recent\x18\x07 \x01(\x0b\x32\x19.phalanx.v1.LatencyReport\x12!\n\x06\x65vents\x18\x08 \x03(\x0b\x32\x11.phalanx.v1.Event\"\x88\x01\n\rLatencyReport\x12\x0f\n\x07outputs\x18\x01 \x01(\r\x12\x18\n\x10ttft_p50_seconds\x18\x02 \x01(\x01\x12\x18\n\x10ttft_p95_seconds\x18\x03 \x01(\x01\x12\x18\n\x10tpot_p50_seconds\x18\x04 \x01(\x01\x12\x18\n\x10tpot_p95_seconds\x18\x05 \x01(\x01\"l\n\x10ObjectivesReport\x12\x14\n\x0cttft_seconds\x18\x01 \x01(\x01\x12\x14\n\x0ctpot_seconds\x18\x02 \x01(\x01\x12\x10\n\x08\x66inished\x18\x03 \x01(\x04\x12\x0c\n\x04kept\x18\x04 \x01(\x04\x12\x0c\n\x04shed\x18\x05 \x01(\x04\"\x97\x01\n\rReplicaStatus\x12$\n\x07replica\x18\x01 \x01(\x0b\x32\x13.phalanx.v1.Replica\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.phalanx.v1.ReplicaLoad\x12&\n\x06vitals\x18\x04 \x03(\x0b\x32\x16.phalanx.v1.RankVitals\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\r\",\n\rDrainResponse\x12\x1b\n\x13unfinished_requests\x18\x01 \x01(\r2\xd0\x01\n\x05\x41\x64min\x12K\n\nGetCluster\x12\x1d.phalanx.v1.GetClusterRequest\x1a\x1e.phalanx.v1.GetClusterResponse\x12<\n\x05\x44rain\x12\x18.phalanx.v1.DrainRequest\x1a\x19.phalanx.v1.DrainResponse\x12<\n\x05Scale\x12\x18.phalanx.v1.ScaleRequest\x1a\x19.phalanx.v1.ScaleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCLUSTERREQUEST']._serialized_start=91
   _globals['_GETCLUSTERREQUEST']._serialized_end=110
   _globals['_GETCLUSTERRESPONSE']._serialized_start=113
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=310
-  _globals['_OBJECTIVESREPORT']._serialized_start=312
-  _globals['_OBJECTIVESREPORT']._serialized_end=420
-  _globals['_REPLICASTATUS']._serialized_start=422
-  _globals['_REPLICASTATUS']._serialized_end=533
-  _globals['_DRAINREQUEST']._serialized_start=535
-  _globals['_DRAINREQUEST']._serialized_end=566
-  _globals['_DRAINRESPONSE']._serialized_start=568
-  _globals['_DRAINRESPONSE']._serialized_end=612
-  _globals['_ADMIN']._serialized_start=615
-  _globals['_ADMIN']._serialized_end=823
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=388
+  _globals['_LATENCYREPORT']._serialized_start=391
+  _globals['_LATENCYREPORT']._serialized_end=527
+  _globals['_OBJECTIVESREPORT']._serialized_start=529
+  _globals['_OBJECTIVESREPORT']._serialized_end=637
+  _globals['_REPLICASTATUS']._serialized_start=640
+  _globals['_REPLICASTATUS']._serialized_end=791
+  _globals['_DRAINREQUEST']._serialized_start=793
+  _globals['_DRAINREQUEST']._serialized_end=824
+  _globals['_DRAINRESPONSE']._serialized_start=826
+  _globals['_DRAINRESPONSE']._serialized_end=870
+  _globals['_ADMIN']._serialized_start=873
+  _globals['_ADMIN']._serialized_end=1081
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phalanx/v1/registry.proto\x12\nphalanx.v1\" \n\x0cScaleRequest\x12\x10\n\x08replicas\x18\x01 \x01(\r\"\x1e\n\rScaleResponse\x12\r\n\x05ready\x18\x01 \x01(\r\"\"\n\x0cWatchRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"\xe8\x01\n\rWatchResponse\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tplan_json\x18\x02 \x01(\t\x12\x13\n\x0b\x65ngine_json\x18\x03 \x01(\t\x12%\n\x08replicas\x18\x04 \x03(\x0b\x32\x13.phalanx.v1.Replica\x12@\n\x0clink_secrets\x18\x05 \x03(\x0b\x32*.phalanx.v1.WatchResponse.LinkSecretsEntry\x1a\x32\n\x10LinkSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x01\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.phalanx.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12#\n\x05ranks\x18\x06 \x03(\x0b\x32\x14.phalanx.v1.RankInfo\x12\x12\n\ngeneration\x18\x07 \x01(\r\"3\n\x08RankInfo\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r*\x98\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x32\x88\x01\n\x08Registry\x12>\n\x05Watch\x12\x18.phalanx.v1.WatchRequest\x1a\x19.phalanx.v1.WatchResponse0\x01\x12<\n\x05Scale\x12\x18.phalanx.v1.ScaleRequest\x1a\x19.phalanx.v1.ScaleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phalanx/v1/registry.proto\x12\nphalanx.v1\"\x0f\n\rVitalsRequest\"7\n\x0eVitalsResponse\x12%\n\x05ranks\x18\x01 \x03(\x0b\x32\x16.phalanx.v1.RankVitals\"\x92\x01\n\nRankVitals\x12\x0f\n\x07replica\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x15\n\rheard_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12memory_total_bytes\x18\x06 \x01(\x04\x12\r\n\x05\x64oing\x18\x07 \x01(\t\" \n\x0cScaleRequest\x12\x10\n\x08replicas\x18\x01 \x01(\r\"\x1e\n\rScaleResponse\x12\r\n\x05ready\x18\x01 \x01(\r\"\"\n\x0cWatchRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"\x8b\x02\n\rWatchResponse\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tplan_json\x18\x02 \x01(\t\x12\x13\n\x0b\x65ngine_json\x18\x03 \x01(\t\x12%\n\x08replicas\x18\x04 \x03(\x0b\x32\x13.phalanx.v1.Replica\x12@\n\x0clink_secrets\x18\x05 \x03(\x0b\x32*.phalanx.v1.WatchResponse.LinkSecretsEntry\x12!\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x11.phalanx.v1.Event\x1a\x32\n\x10LinkSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x92\x01\n\x05\x45vent\x12\x14\n\x0cunix_seconds\x18\x01 \x01(\x01\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.phalanx.v1.EventKind\x12\x14\n\x07replica\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05\x65poch\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\tB\n\n\x08_replicaB\x08\n\x06_epoch\"\xbf\x01\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.phalanx.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12#\n\x05ranks\x18\x06 \x03(\x0b\x32\x14.phalanx.v1.RankInfo\x12\x12\n\ngeneration\x18\x07 \x01(\r\x12\n\n\x02tp\x18\x08 \x01(\r\x12\n\n\x02pp\x18\t \x01(\r\"C\n\x08RankInfo\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t*\xe6\x01\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45VENT_KIND_EPOCH_STARTED\x10\x01\x12\x1a\n\x16\x45VENT_KIND_EPOCH_READY\x10\x02\x12\x1a\n\x16\x45VENT_KIND_EPOCH_ENDED\x10\x03\x12\x1f\n\x1b\x45VENT_KIND_REPLICA_DRAINING\x10\x04\x12\x1b\n\x17\x45VENT_KIND_REPLICA_GONE\x10\x05\x12\x14\n\x10\x45VENT_KIND_SCALE\x10\x06\x12\x13\n\x0f\x45VENT_KIND_ROLL\x10\x07*\x98\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x32\xc9\x01\n\x08Registry\x12>\n\x05Watch\x12\x18.phalanx.v1.WatchRequest\x1a\x19.phalanx.v1.WatchResponse0\x01\x12<\n\x05Scale\x12\x18.phalanx.v1.ScaleRequest\x1a\x19.phalanx.v1.ScaleResponse\x12?\n\x06Vitals\x12\x19.phalanx.v1.VitalsRequest\x1a\x1a.phalanx.v1.VitalsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,22 +33,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._loaded_options = None
   _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._serialized_options = b'8\001'
-  _globals['_REPLICASTATE']._serialized_start=602
-  _globals['_REPLICASTATE']._serialized_end=754
-  _globals['_SCALEREQUEST']._serialized_start=41
-  _globals['_SCALEREQUEST']._serialized_end=73
-  _globals['_SCALERESPONSE']._serialized_start=75
-  _globals['_SCALERESPONSE']._serialized_end=105
-  _globals['_WATCHREQUEST']._serialized_start=107
-  _globals['_WATCHREQUEST']._serialized_end=141
-  _globals['_WATCHRESPONSE']._serialized_start=144
-  _globals['_WATCHRESPONSE']._serialized_end=376
-  _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._serialized_start=326
-  _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._serialized_end=376
-  _globals['_REPLICA']._serialized_start=379
-  _globals['_REPLICA']._serialized_end=546
-  _globals['_RANKINFO']._serialized_start=548
-  _globals['_RANKINFO']._serialized_end=599
-  _globals['_REGISTRY']._serialized_start=757
-  _globals['_REGISTRY']._serialized_end=893
+  _globals['_EVENTKIND']._serialized_start=1049
+  _globals['_EVENTKIND']._serialized_end=1279
+  _globals['_REPLICASTATE']._serialized_start=1282
+  _globals['_REPLICASTATE']._serialized_end=1434
+  _globals['_VITALSREQUEST']._serialized_start=41
+  _globals['_VITALSREQUEST']._serialized_end=56
+  _globals['_VITALSRESPONSE']._serialized_start=58
+  _globals['_VITALSRESPONSE']._serialized_end=113
+  _globals['_RANKVITALS']._serialized_start=116
+  _globals['_RANKVITALS']._serialized_end=262
+  _globals['_SCALEREQUEST']._serialized_start=264
+  _globals['_SCALEREQUEST']._serialized_end=296
+  _globals['_SCALERESPONSE']._serialized_start=298
+  _globals['_SCALERESPONSE']._serialized_end=328
+  _globals['_WATCHREQUEST']._serialized_start=330
+  _globals['_WATCHREQUEST']._serialized_end=364
+  _globals['_WATCHRESPONSE']._serialized_start=367
+  _globals['_WATCHRESPONSE']._serialized_end=634
+  _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._serialized_start=584
+  _globals['_WATCHRESPONSE_LINKSECRETSENTRY']._serialized_end=634
+  _globals['_EVENT']._serialized_start=637
+  _globals['_EVENT']._serialized_end=783
+  _globals['_REPLICA']._serialized_start=786
+  _globals['_REPLICA']._serialized_end=977
+  _globals['_RANKINFO']._serialized_start=979
+  _globals['_RANKINFO']._serialized_end=1046
+  _globals['_REGISTRY']._serialized_start=1437
+  _globals['_REGISTRY']._serialized_end=1638
 # @@protoc_insertion_point(module_scope)

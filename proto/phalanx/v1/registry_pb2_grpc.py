@@ -46,6 +46,11 @@ class RegistryStub:
                 request_serializer=phalanx_dot_v1_dot_registry__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=phalanx_dot_v1_dot_registry__pb2.ScaleResponse.FromString,
                 _registered_method=True)
+        self.Vitals = channel.unary_unary(
+                '/phalanx.v1.Registry/Vitals',
+                request_serializer=phalanx_dot_v1_dot_registry__pb2.VitalsRequest.SerializeToString,
+                response_deserializer=phalanx_dot_v1_dot_registry__pb2.VitalsResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -69,6 +74,13 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Vitals(self, request, context):
+        """How the ranks are at this moment, as far as the coordinator hears from them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -81,6 +93,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Scale,
                     request_deserializer=phalanx_dot_v1_dot_registry__pb2.ScaleRequest.FromString,
                     response_serializer=phalanx_dot_v1_dot_registry__pb2.ScaleResponse.SerializeToString,
+            ),
+            'Vitals': grpc.unary_unary_rpc_method_handler(
+                    servicer.Vitals,
+                    request_deserializer=phalanx_dot_v1_dot_registry__pb2.VitalsRequest.FromString,
+                    response_serializer=phalanx_dot_v1_dot_registry__pb2.VitalsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,6 +156,33 @@ class Registry:
             '/phalanx.v1.Registry/Scale',
             phalanx_dot_v1_dot_registry__pb2.ScaleRequest.SerializeToString,
             phalanx_dot_v1_dot_registry__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Vitals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phalanx.v1.Registry/Vitals',
+            phalanx_dot_v1_dot_registry__pb2.VitalsRequest.SerializeToString,
+            phalanx_dot_v1_dot_registry__pb2.VitalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -106,7 +106,7 @@ class SequenceNews(_message.Message):
     def __init__(self, key: _Optional[int] = ..., first_token_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_inference_pb2.TokenLogprob, _Mapping]]] = ..., end: _Optional[_Union[SequenceEnd, str]] = ..., cached_tokens: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ReplicaLoad(_message.Message):
-    __slots__ = ("running", "waiting", "free_blocks", "total_blocks", "steps", "generated_tokens", "parked")
+    __slots__ = ("running", "waiting", "free_blocks", "total_blocks", "steps", "generated_tokens", "parked", "cached_blocks", "prompt_tokens", "cached_prompt_tokens")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,9 @@ class ReplicaLoad(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PARKED_FIELD_NUMBER: _ClassVar[int]
+    CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     free_blocks: int
@@ -121,4 +124,7 @@ class ReplicaLoad(_message.Message):
     steps: int
     generated_tokens: int
     parked: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., parked: _Optional[int] = ...) -> None: ...
+    cached_blocks: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., parked: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...

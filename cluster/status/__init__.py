@@ -1,0 +1,1 @@
+"""What operators are shown of a running deployment: as a document for programs, and as a screen."""
