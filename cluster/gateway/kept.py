@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from phalanx.v1 import admin_pb2
 from workers.objectives import Objectives
 
 
 class Kept:
-    """Counts outputs as their clients got them; those that waited for their readers are left out."""
+    """Counts outputs as their clients got them; those that waited for their readers are left out. `note` is told of
+    each output whether it kept "ttft" and "tpot", where that was promised."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str, bool], None] = lambda objective, kept: None) -> None:
+        self._note = note
         self.objectives = Objectives()
         self._finished = self._kept = self._shed = 0
 
@@ -18,6 +22,10 @@ class Kept:
         tpot_s = (duration_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0
         self._finished += 1
         self._kept += self.objectives.met(ttft_s, tpot_s)
+        if self.objectives.ttft_s is not None:
+            self._note("ttft", ttft_s <= self.objectives.ttft_s)
+        if self.objectives.tpot_s is not None:
+            self._note("tpot", tpot_s <= self.objectives.tpot_s)
 
     def shed(self) -> None:
         """A request was refused, as it would have come too late."""
