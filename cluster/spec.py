@@ -169,9 +169,7 @@ class DeploymentSpec(BaseModel):
     ] = False
     metrics_address: Annotated[
         str | None,
-        Field(
-            pattern=r"^.+:\d{1,5}$", description="host:port of the gateway's metrics, unencrypted. Default: none."
-        ),
+        Field(pattern=r"^.+:\d{1,5}$", description="host:port of the gateway's metrics, unencrypted. Default: none."),
     ] = None
     coordinator_metrics_address: Annotated[
         str | None,

@@ -26,6 +26,10 @@ class Scraped:
         """Of the sample with exactly these labels. Raises KeyError: there is none."""
         return self._samples[name, frozenset(labels.items())]
 
+    def labels(self, name: str) -> list[Labels]:
+        """Of all its samples."""
+        return [labels for found, labels in self._samples if found == name]
+
     def sum(self, name: str, **labels: str) -> float:
         """Of all samples that have these labels among others."""
         wanted = set(labels.items())

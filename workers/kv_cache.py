@@ -29,6 +29,7 @@ class BlockManager:
         self._block_of: dict[_Key, int] = {}
         self._identity = [0] * num_blocks
         self._last_identity = 0
+        self.cached = 0  # blocks with known content that no sequence refers to
 
     @property
     def free(self) -> int:
@@ -45,6 +46,7 @@ class BlockManager:
         taken = []
         for _ in range(count):
             block, _ = self._unused.popitem(last=False)
+            self.cached -= block in self._key_of
             self._forget(block)
             self._references[block] = 1
             taken.append(block)
@@ -66,6 +68,7 @@ class BlockManager:
                 break
             if self._references[block] == 0:
                 del self._unused[block]
+                self.cached -= 1
             self._references[block] += 1
             before = self._identity[block]
             found.append(block)
@@ -98,12 +101,14 @@ class BlockManager:
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._unused[block] = None
+                self.cached += block in self._key_of
 
     def check(self) -> None:
         """Raises AssertionError when the books do not balance (for tests, when idle)."""
         assert all((count == 0) == (block in self._unused) for block, count in enumerate(self._references))
         assert all(self._key_of[block] == key for key, block in self._block_of.items())
         assert len(self._key_of) == len(self._block_of)
+        assert self.cached == sum(block in self._key_of for block in self._unused)
 
     def _forget(self, block: int) -> None:
         key = self._key_of.pop(block, None)

@@ -113,7 +113,8 @@ class Output:
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """What a router needs to know of a replica. `accepted_tokens` of the `drafted_tokens`, guesses of speculative
+    """What a router needs to know of a replica. `cached_blocks` of the `free_blocks` have content that a prompt may
+    begin with. `accepted_tokens` of the `drafted_tokens`, guesses of speculative
     decoding, were generated."""
 
     running: int = 0
@@ -125,6 +126,7 @@ class EngineLoad:
     generated_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    cached_blocks: int = 0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from cluster.gateway.probes import ProbeServer
 from cluster.gateway.send_timeout import SendTimeout
 from cluster.gateway.service import InferenceService
 from cluster.gateway.watch import RegistryWatch
-from cluster.metrics.endpoint import MetricsEndpoint
+from cluster.metrics.endpoint import MetricsEndpoint, MetricsError
 from cluster.metrics.gateway import GatewayMetrics
 from cluster.security.malformed import MalformedMessages
 from cluster.security.public_port import PublicPort
@@ -126,8 +126,8 @@ class Gateway:
         if self._config.metrics_address is not None:
             try:
                 self.metrics_port = await self._metrics_endpoint.start(self._config.metrics_address)
-            except RuntimeError as error:
-                raise GatewayError(f"metrics: {error}; choose another with --metrics-address HOST:PORT") from error
+            except MetricsError as error:
+                raise GatewayError(f"{error}; choose another with --metrics-address HOST:PORT") from error
         self._spawn(self._watch.run())
         return port
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cluster.metrics.build import BuildInfo
 from cluster.metrics.tenants import TenantLabels
+from workers.build_info import BuildInfo
 
 # Why a call was answered with an error.
 REFUSALS = (
