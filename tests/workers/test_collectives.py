@@ -109,8 +109,10 @@ def test_a_straggler_waits_least_and_waiting_for_work_is_not_counted() -> None:
             time.sleep(0.1)
         group.broadcast(torch.ones(1, dtype=torch.int32) if group.rank == 0 else None)
         assert group.waited_s == 0
-        while group.rank == 1 and groups[0].operations == group.operations:
-            time.sleep(0.1)  # until the other one has begun to wait
+        if group.rank == 1:
+            while groups[0].operations == group.operations:
+                time.sleep(0.01)
+            time.sleep(0.1)  # the other one has begun to wait by then
         group.all_reduce(torch.ones(3))
         return group.waited_s
 
