@@ -167,6 +167,18 @@ class DeploymentSpec(BaseModel):
     insecure: Annotated[
         bool, Field(description="Listen beyond this machine without TLS or tokens: the network keeps others out.")
     ] = False
+    metrics_address: Annotated[
+        str | None,
+        Field(pattern=r"^.+:\d{1,5}$", description="host:port of the gateway's metrics, unencrypted. Default: none."),
+    ] = None
+    coordinator_metrics_address: Annotated[
+        str | None,
+        Field(
+            pattern=r"^.*:\d{1,5}$",
+            description="host:port of the coordinator's metrics and those of all replicas, unencrypted, or :port for "
+            "that port of its node's Ray address. Default: none.",
+        ),
+    ] = None
     max_sequences: Annotated[Positive, Field(description="Sequences a gateway takes on at once.")] = 1024
     recovery_s: Annotated[
         float, Field(gt=0, description="How long a stream whose replica is lost waits for another.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from partitioning.plan import Plan
 from workers.kv_cache import BlockManager
+from workers.measures import Durations, Measures
 from workers.pacing import Pacer
 from workers.parallel import ParallelContext
 from workers.request import EngineConfig, EngineLoad, Output, Request, TokenLogprob
@@ -71,7 +72,7 @@ class Engine:
         self._stopping = False
         self._generated = 0
         self._load = EngineLoad(free_blocks=self._blocks.free, total_blocks=self._blocks.num_blocks)
-        self._seconds = {"schedule": 0.0, "send": 0.0, "publish": 0.0, "wait": 0.0, "commit": 0.0}
+        self._parts = {part: Durations() for part in ("schedule", "send", "publish", "wait", "commit")}
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -111,8 +112,17 @@ class Engine:
         return self._load
 
     def timings(self) -> dict[str, float]:
-        """Seconds spent so far by part of a step; "batch", "forward" and "sample" are rank 0's own share."""
-        return {**self._seconds, **self._runner.seconds}
+        """Seconds spent so far by part of a step."""
+        return {part: durations.sum for part, durations in self.parts().items()}
+
+    def parts(self) -> dict[str, Durations]:
+        """How long the parts of steps took; "forward" and "sample" are rank 0's own share."""
+        return {**self._parts, **self._runner.parts}
+
+    @property
+    def measures(self) -> Measures:
+        """What the scheduler has counted."""
+        return self._scheduler.measures
 
     def stop(self) -> None:
         """Ends `run` after the steps in flight; requests not finished by then are dropped."""
@@ -204,7 +214,7 @@ class Engine:
         started = perf_counter()
         step = self._scheduler.schedule()
         scheduled = perf_counter()
-        self._seconds["schedule"] += scheduled - started
+        self._parts["schedule"].add(scheduled - started)
         self._note(self._scheduler.take_expired())
         if step is None:
             return False
@@ -215,8 +225,8 @@ class Engine:
             self._hand_over(on_outputs)
         elif self._pressing:
             self._hand_over_pressing(on_outputs)
-        self._seconds["send"] += sent - scheduled
-        self._seconds["publish"] += perf_counter() - sent
+        self._parts["send"].add(sent - scheduled)
+        self._parts["publish"].add(perf_counter() - sent)
         self._in_flight.append(_InFlight(step, started, self._runner.run(step.plan)))
         return True
 
@@ -241,8 +251,8 @@ class Engine:
             )
         )
         self._generated += len(step.sampled)
-        self._seconds["wait"] += received - started
-        self._seconds["commit"] += perf_counter() - received
+        self._parts["wait"].add(received - started)
+        self._parts["commit"].add(perf_counter() - received)
 
     def _receive(self, samples: int, reporting: int, alternatives: int) -> Sampled:
         if not samples:
@@ -272,8 +282,8 @@ class Engine:
             drafted_tokens=0 if speculation is None else speculation.drafted,
             accepted_tokens=accepted,
             cached_blocks=self._blocks.cached,
-            prompt_tokens=self._blocks.prompt_tokens,
-            cached_prompt_tokens=self._blocks.found_tokens,
+            prompt_tokens=self.measures.queried_tokens,
+            cached_prompt_tokens=self.measures.hit_tokens,
         )
         if self._news:
             news, self._news = self._news, []

@@ -30,7 +30,6 @@ class BlockManager:
         self._identity = [0] * num_blocks
         self._last_identity = 0
         self.cached = 0  # blocks that no sequence refers to and a prompt may find
-        self.prompt_tokens = self.found_tokens = 0
 
     @property
     def free(self) -> int:
@@ -47,6 +46,7 @@ class BlockManager:
         taken = []
         for _ in range(count):
             block, _ = self._unused.popitem(last=False)
+            self.cached -= block in self._key_of
             self._forget(block)
             self._references[block] = 1
             taken.append(block)
@@ -73,11 +73,6 @@ class BlockManager:
             before = self._identity[block]
             found.append(block)
         return found
-
-    def count_prompt(self, tokens: int, found: int) -> None:
-        """Notes that a sequence of so many tokens has its blocks now, `found` of the tokens from the cache."""
-        self.prompt_tokens += tokens
-        self.found_tokens += found
 
     def identity(self, block: int) -> int:
         """What `remember` takes as `before` for the block after this one."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from time import perf_counter
 
+import psutil
 import torch
 from torch._C._distributed_c10d import TCPStore
 
@@ -33,6 +35,7 @@ class Rank:
         self._context: ParallelContext | None = None
         self._runner: Runner | None = None
         self._engine: Engine | None = None
+        self.loading_s: float | None = None  # that `load` took
 
     def open_store(self, host: str) -> int:
         """Rank 0: opens the rendezvous store on `host` and returns its port."""
@@ -56,12 +59,14 @@ class Rank:
     def load(self) -> int:
         """Reads this rank's slices; returns the bytes read from the checkpoint."""
         assert self._context is not None, "join first"
+        started = perf_counter()
         checkpoint = open_checkpoint(self._plan.model_path)
         try:
             self._runner = Runner(self._plan, self._rank, self._config, checkpoint, self._context, self._device)
             return checkpoint.bytes_read
         finally:
             checkpoint.close()
+            self.loading_s = perf_counter() - started
             # What is there now stays: looking through it again and again would cost a step some milliseconds.
             gc.collect()
             gc.freeze()
@@ -92,6 +97,26 @@ class Rank:
             sampled = self._runner.run(plan)
             if reports and sampled is not None and len(sampled.tokens):
                 self._context.send_result(torch.cat([sampled.tokens.float(), sampled.logprobs.reshape(-1)]))
+
+    @property
+    def running(self) -> Engine | None:
+        """Rank 0's engine, if there is one now; for any thread, as what follows."""
+        return self._engine
+
+    @property
+    def waited_s(self) -> float | None:
+        """Seconds that this rank waited for others of its stage in collectives; None where nobody measures that."""
+        context = self._context
+        return None if context is None else context.stage.waited_s
+
+    def memory(self) -> dict[str, int]:
+        """Bytes in use, by kind: of a GPU what torch has handed out and what it holds, else what the process has."""
+        if self._device.type != "cuda":
+            return {"resident": psutil.Process().memory_info().rss}
+        return {
+            "allocated": torch.cuda.memory_allocated(self._device),
+            "reserved": torch.cuda.memory_reserved(self._device),
+        }
 
     def pulse(self) -> Pulse:
         """What this rank is doing; for any thread."""

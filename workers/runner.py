@@ -9,6 +9,7 @@ import torch
 
 from partitioning.checkpoint import Checkpoint
 from partitioning.plan import Plan
+from workers.measures import Durations
 from workers.model.stage import Stage, TorchStage
 from workers.model.weights import WeightReader
 from workers.native import stage as native
@@ -24,7 +25,7 @@ _NOTHING = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
 class Runner:
     """One rank's stage and sampler.
 
-    `seconds` adds up where the time of its steps went: "forward" (the stage, its collectives included), "sample".
+    `parts` has where the time of its steps went: "forward" (the stage, its collectives included), "sample".
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Runner:
         self._sampler = None
         if self._last:
             self._sampler = Sampler(config.max_running, mine.vocab, plan.model.vocab_size, context.stage, device)
-        self.seconds = {"forward": 0.0, "sample": 0.0}
+        self.parts = {"forward": Durations(), "sample": Durations()}
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Sampled | None:
@@ -80,6 +81,6 @@ class Runner:
             else:
                 assert result.logits is not None
                 sampled = sampler.sample(result.logits, slots, positions)
-        self.seconds["forward"] += forwarded - prepared
-        self.seconds["sample"] += perf_counter() - forwarded + prepared - started
+        self.parts["forward"].add(forwarded - prepared)
+        self.parts["sample"].add(perf_counter() - forwarded + prepared - started)
         return sampled

@@ -16,9 +16,10 @@ from time import monotonic
 
 from workers.bounds import FairBounds
 from workers.kv_cache import BlockManager
+from workers.measures import Measures
 from workers.pacing import MIN_CHUNK, Pacer
 from workers.request import EngineConfig, FinishReason, Output, Request, TokenLogprob
-from workers.sequence import Rank, Sequence, rank_of
+from workers.sequence import Sequence, rank_of
 from workers.speculation.speculation import Speculation
 from workers.step import Batch, Drafts, Step, make_step
 from workers.step_plan import admission
@@ -53,6 +54,7 @@ class Scheduler:
         self._micro_batches = micro_batches
         self._speculation = speculation
         self.bounds = FairBounds(config.max_waiting, config.max_waiting_tokens)
+        self.measures = Measures()
         self._tenants = Tenants()
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # by rank
@@ -146,8 +148,8 @@ class Scheduler:
             else:
                 prompts.append(sequence)
         if self._shared:
-            decodes.sort(key=_order)
-            prompts.sort(key=_order)
+            decodes.sort(key=Sequence.order)
+            prompts.sort(key=Sequence.order)
         decoding = len(self._running) - len(prompts)
         arriving = min(len(self._waiting), len(self._free_slots))
         # A fair share for every micro-batch keeps all pipeline stages busy.
@@ -293,7 +295,9 @@ class Scheduler:
         if self._free_slots and self._blocks.free >= self._blocks.blocks_for(len(waiting.tokens)):
             return
         own = waiting.tenant
-        victim = max((s for s in self._running if not s.in_flight and s.tenant is not own), key=_order, default=None)
+        victim = max(
+            (s for s in self._running if not s.in_flight and s.tenant is not own), key=Sequence.order, default=None
+        )
         if victim is None or self._since_reclaim < _PER_RECLAIMED * len(victim.tokens):
             return
         ahead = victim.tenant
@@ -309,11 +313,11 @@ class Scheduler:
             self._blocks.release(found)
             return False
         self._waiting.pop()
+        self.measures.admitted(sequence, len(found) * self._blocks.block_size)
         self._uncount(sequence)
         slot = sequence.slot = self._free_slots.pop()
         sequence.blocks = found + fresh
         sequence.planned = len(found) * self._blocks.block_size
-        self._blocks.count_prompt(len(sequence.tokens), sequence.planned)
         sequence.cached = max(sequence.cached, min(sequence.planned, sequence.request.prompt_len))
         sequence.remembered = len(found)
         sequence.chain = self._blocks.identity(found[-1]) if found else root
@@ -332,7 +336,7 @@ class Scheduler:
         if missing <= 0:
             return True
         while (fresh := self._blocks.take(missing)) is None:
-            victim = max((s for s in self._running if not s.in_flight), key=_order)
+            victim = max((s for s in self._running if not s.in_flight), key=Sequence.order)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -345,6 +349,7 @@ class Scheduler:
         sequence.blocks.extend(fresh)
 
     def _preempt(self, sequence: Sequence) -> None:
+        self.measures.preemptions += 1
         self._updates = [update for update in self._updates if update[0] != sequence.slot]
         self._retire(sequence)
         self._waiting.push(sequence)
@@ -392,8 +397,3 @@ class Scheduler:
         step = make_step(self._steps, batch, drafts, self._admissions, self._updates, decoding, decoded)
         self._pacer.started(step.prompt_tokens)
         return step
-
-
-def _order(sequence: Sequence) -> tuple[float, Rank]:
-    """Served in ascending order."""
-    return sequence.tenant.counter, sequence.rank

@@ -110,6 +110,10 @@ class Sequence:
             cached_tokens=self.cached,
         )
 
+    def order(self) -> tuple[float, Rank]:
+        """Sequences are served in ascending order."""
+        return self.tenant.counter, self.rank
+
     def finish_reason(self, config: EngineConfig) -> FinishReason | None:
         """Why the last token ends it, or None when it goes on."""
         sampling, token = self.request.sampling, self.tokens[-1]

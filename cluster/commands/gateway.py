@@ -45,6 +45,9 @@ def gateway(
     probe_listen: Annotated[
         str | None, typer.Option(help="HOST:PORT for the health service alone, in the clear, for Kubernetes' probes.")
     ] = None,
+    metrics_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT for Prometheus to fetch metrics from, in the clear. Default: nowhere.")
+    ] = None,
     certificate: CertificateOption = None,
     key: KeyOption = None,
     client_ca: ClientCaOption = None,
@@ -69,6 +72,7 @@ def gateway(
         tokens,
         insecure,
         peer_tls(internal_certificate, internal_key, internal_ca, internal_name),
+        metrics_address,
     )
     asyncio.run(_gateway(config, drain_s))
 

@@ -35,6 +35,13 @@ def serve(
     speculation: Annotated[SpeculationType | None, typer.Option(help=SPECULATION_HELP)] = None,
     name: Annotated[str | None, typer.Option(help="Of the deployment, unique in the cluster.")] = None,
     listen: Annotated[str | None, typer.Option(help="Where the gateway listens, as HOST:PORT.")] = None,
+    metrics_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT for Prometheus to fetch the gateway's metrics from.")
+    ] = None,
+    coordinator_metrics_address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT, or :PORT of the coordinator's node, for its metrics and those of all replicas."),
+    ] = None,
     registry_secret: Annotated[
         Path | None,
         typer.Option(envvar="PHALANX_REGISTRY_SECRET_FILE", help=f"A file with {REGISTRY_SECRET_HELP}."),
@@ -69,6 +76,8 @@ def serve(
         "speculation": speculation,
         "name": name,
         "listen": listen,
+        "metrics_address": metrics_address,
+        "coordinator_metrics_address": coordinator_metrics_address,
         "registry_secret": registry_secret,
         "insecure": insecure,
     }

@@ -19,6 +19,8 @@ class GatewayConfig:
     a checkpoint to take the tokenizer from, when the model's own path is not visible on this machine. `probe_listen` is
     a second host:port, for the health service alone.
 
+    `metrics_address` is a further host:port, for Prometheus.
+
     `tls`, `tokens` (a file) and `insecure` say who may reach it and how: see `PublicPort`.
     """
 
@@ -34,3 +36,4 @@ class GatewayConfig:
     tokens: Path | None = None
     insecure: bool = False
     internal_tls: PeerTls | None = None
+    metrics_address: str | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -17,11 +17,39 @@ from cluster.text import ChatTemplateMissing, TokenizerError, TokenizerMissing
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+# As metrics call them (see `cluster.metrics.gateway`).
+_REASONS: dict[type[Exception], str] = {
+    InvalidRequest: "invalid",
+    NeverAllowed: "invalid",
+    Refused: "invalid",
+    TokenizerError: "invalid",
+    TokenizerMissing: "no_tokenizer",
+    ChatTemplateMissing: "no_tokenizer",
+    Full: "gateway_full",
+    QueuesFull: "queues_full",
+    OverLimit: "over_limit",
+    Shed: "objective",
+    Late: "deadline",
+    Draining: "draining",
+    NoReplica: "no_replica",
+}
+
+
+@contextmanager
+def _counted(admission: Admission) -> Iterator[None]:
+    try:
+        yield
+    except tuple(_REASONS) as error:
+        admission.refused(next(_REASONS[kind] for kind in type(error).__mro__ if kind in _REASONS))
+        raise
+
+
 @asynccontextmanager
 async def statuses(context: Context, admission: Admission) -> AsyncIterator[None]:
     """Ends the call with the status code of an error raised inside."""
     try:
-        yield
+        with _counted(admission):
+            yield
     except (InvalidRequest, NeverAllowed, Refused) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except (TokenizerMissing, ChatTemplateMissing) as error:

@@ -18,6 +18,7 @@ from cluster.gateway.kept import Kept
 from cluster.gateway.link import Link, LinkLost
 from cluster.gateway.requests import Job
 from cluster.gateway.resumption import resume_token
+from cluster.metrics.gateway import GatewayMetrics
 from cluster.text import Detokenizer, Tokenizer
 from phalanx.v1 import inference_pb2, replica_pb2
 
@@ -30,6 +31,9 @@ _REASONS = {
     replica_pb2.SEQUENCE_END_STOP: inference_pb2.FINISH_REASON_STOP,
     replica_pb2.SEQUENCE_END_LENGTH: inference_pb2.FINISH_REASON_LENGTH,
 }
+
+
+_NAMES = {inference_pb2.FINISH_REASON_STOP: "stop", inference_pb2.FINISH_REASON_LENGTH: "length"}  # in metrics
 
 
 class NoReplica(Exception):
@@ -75,10 +79,18 @@ class Generation:
     """Runs a job. Iterate `responses` once; closing it early frees what the request holds on the replicas."""
 
     def __init__(
-        self, job: Job, fleet: Fleet, kept: Kept, tokenizer: Tokenizer | None, arrival: float, recovery_s: float
+        self,
+        job: Job,
+        fleet: Fleet,
+        kept: Kept,
+        metrics: GatewayMetrics,
+        tokenizer: Tokenizer | None,
+        arrival: float,
+        recovery_s: float,
     ) -> None:
         self._job = job
         self._kept = kept
+        self._metrics, self._tenant = metrics, metrics.of(job.caller.tenant)
         self._answering = False  # the client has a part of the answer
         self._fleet = fleet
         self._arrival = arrival
@@ -115,6 +127,7 @@ class Generation:
                 output, news = await self._next()
                 if isinstance(news, LinkLost):
                     await self._restart(output)
+                    self._metrics.resumed("replica")
                 elif news.end == replica_pb2.SEQUENCE_END_QUEUE_FULL:
                     await self._try_next(output)
                 elif news.end == replica_pb2.SEQUENCE_END_SHED:
@@ -125,10 +138,22 @@ class Generation:
                     raise Refused(news.detail)
                 elif (response := self._take(output, news)) is not None:
                     yield response
+        except (asyncio.CancelledError, GeneratorExit):
+            self._broken_off("cancelled")
+            raise
+        except Exception:
+            if self._answering:
+                self._broken_off("error")
+            raise
         finally:
             for output in self._running.values():
                 if output.link is not None:
                     output.link.cancel(output.key)
+
+    def _broken_off(self, why: str) -> None:
+        """Those that have not ended never will."""
+        for _ in self._running:
+            self._tenant.ended(why, monotonic() - self._arrival)
 
     def _start(self, output: _Output) -> None:
         link = self._fleet.choose(output.full)
@@ -226,6 +251,7 @@ class Generation:
         if not first and tokens:
             output.ttft = monotonic() - self._arrival
             output.cached_tokens = news.cached_tokens
+            self._tenant.began(output.ttft, len(self._job.prompt), news.cached_tokens)
         reason = _REASONS.get(news.end, inference_pb2.FINISH_REASON_UNSPECIFIED)
         text = ""
         if output.detokenizer is not None:
@@ -262,6 +288,7 @@ class Generation:
         )
         self._answering = True
         output.tokens += tokens
+        self._tenant.tokens(len(tokens))
         output.unsent = ""
         if not output.resumable:
             response.resume_token = resume_token(self._job, output.index, output.cached_tokens, output.ttft)
@@ -269,9 +296,12 @@ class Generation:
         if reason:
             del self._running[output.index]
             response.usage.CopyFrom(self._usage(output))
+            usage, tpot_s = response.usage, None
             if not output.rested:
-                usage = response.usage
                 self._kept.finished(usage.ttft_seconds, usage.duration_seconds, usage.completion_tokens)
+                if usage.completion_tokens > 1:
+                    tpot_s = (usage.duration_seconds - usage.ttft_seconds) / (usage.completion_tokens - 1)
+            self._tenant.ended(_NAMES[reason], usage.duration_seconds, tpot_s)
         return response
 
     def _usage(self, output: _Output) -> inference_pb2.Usage:

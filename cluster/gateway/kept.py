@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from phalanx.v1 import admin_pb2
@@ -14,9 +14,11 @@ _RECENT_S = 300.0
 
 
 class Kept:
-    """Counts outputs as their clients got them; those that waited for their readers are left out."""
+    """Counts outputs as their clients got them; those that waited for their readers are left out. `note` is told of
+    each output whether it kept "ttft" and "tpot", where that was promised."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str, bool], None] = lambda objective, kept: None) -> None:
+        self._note = note
         self.objectives = Objectives()
         self._finished = self._kept = self._shed = 0
         self._recent: deque[tuple[float, float, float | None]] = deque(maxlen=_RECENT)  # end, TTFT and TPOT
@@ -27,6 +29,10 @@ class Kept:
         self._recent.append((monotonic(), ttft_s, tpot_s if tokens > 1 else None))
         self._finished += 1
         self._kept += self.objectives.met(ttft_s, tpot_s)
+        if self.objectives.ttft_s is not None:
+            self._note("ttft", ttft_s <= self.objectives.ttft_s)
+        if self.objectives.tpot_s is not None:
+            self._note("tpot", tpot_s <= self.objectives.tpot_s)
 
     def shed(self) -> None:
         """A request was refused, as it would have come too late."""

@@ -23,6 +23,8 @@ from cluster.gateway.probes import ProbeServer
 from cluster.gateway.send_timeout import SendTimeout
 from cluster.gateway.service import InferenceService
 from cluster.gateway.watch import RegistryWatch
+from cluster.metrics.endpoint import MetricsEndpoint, MetricsError
+from cluster.metrics.gateway import GatewayMetrics
 from cluster.security.malformed import MalformedMessages
 from cluster.security.public_port import PublicPort
 from cluster.security.registry_secret import ShownSecret
@@ -59,17 +61,20 @@ class Gateway:
         self._config = config
         self._port = PublicPort(config.listen, config.tls, config.tokens, config.insecure)
         self._on_news = on_news
-        self._admission = Admission(config.max_sequences)
+        self._metrics = GatewayMetrics()
+        self._metrics_endpoint = MetricsEndpoint(self._metrics.registry)
+        self._admission = Admission(config.max_sequences, self._metrics.refused)
         dialler = Dialler(config.internal_tls)
         own = f"gateway-{uuid.uuid4().hex[:8]}"
         secret = ShownSecret(config.registry_secret)
         self._watch = RegistryWatch(config.registry.split(","), secret, dialler, own, self._take)
         self._fleet = Fleet(self._update_health, self._watch.moved, dialler)
-        self._kept = Kept()
-        self._inference = InferenceService(self._fleet, self._admission, self._kept, config.recovery_s)
+        self._kept = Kept(self._metrics.objective)
+        self._inference = InferenceService(self._fleet, self._admission, self._kept, self._metrics, config.recovery_s)
         self._admin = AdminService(self._fleet, self._admission, self._kept, self.drain, self._watch)
         self._health = health.aio.HealthServicer()
         self._probes = ProbeServer(self._health)
+        self.metrics_port = 0
         self._ready = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
@@ -118,6 +123,11 @@ class Gateway:
                 raise GatewayError(
                     f"cannot listen on {self._config.probe_listen} for probes; choose another with --probe-listen"
                 ) from error
+        if self._config.metrics_address is not None:
+            try:
+                self.metrics_port = await self._metrics_endpoint.start(self._config.metrics_address)
+            except MetricsError as error:
+                raise GatewayError(f"{error}; choose another with --metrics-address HOST:PORT") from error
         self._spawn(self._watch.run())
         return port
 
@@ -140,6 +150,7 @@ class Gateway:
         await self._fleet.close()
         await self._server.stop(_GRACE_S)
         await self._probes.stop()
+        await self._metrics_endpoint.stop()
 
     async def _take(self, news: registry_pb2.WatchResponse) -> None:
         if news.plan_json and news.plan_json != self._admin.news.plan_json:
@@ -163,6 +174,7 @@ class Gateway:
     def _update_health(self) -> None:
         if (model := self._inference.model) is not None:
             self._admission.room_for(len(self._fleet.usable), model.replica_tokens)
+        self._metrics.replicas.set(len(self._fleet.usable))
         ready = bool(self._fleet.usable) and not self._admission.draining
         if ready:
             self._ready.set()

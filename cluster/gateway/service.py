@@ -27,6 +27,7 @@ from cluster.gateway.requests import (
     check_size,
 )
 from cluster.gateway.resumption import chat_time, taken_up
+from cluster.metrics.gateway import GatewayMetrics
 from cluster.text import ChatTemplateError, Tokenizer, TokenizerMissing
 from phalanx.v1 import inference_pb2, inference_pb2_grpc
 
@@ -34,8 +35,11 @@ from phalanx.v1 import inference_pb2, inference_pb2_grpc
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Answers from the replicas of `fleet`; `model` is None until the coordinator has named it."""
 
-    def __init__(self, fleet: Fleet, admission: Admission, kept: Kept, recovery_s: float) -> None:
+    def __init__(
+        self, fleet: Fleet, admission: Admission, kept: Kept, metrics: GatewayMetrics, recovery_s: float
+    ) -> None:
         self._fleet = fleet
+        self._metrics = metrics
         self._kept = kept
         self._admission = admission
         self._recovery_s = recovery_s
@@ -130,9 +134,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if request.HasField("resume"):
             job = await asyncio.to_thread(taken_up, job, request.resume, model)
             arrival -= request.resume.elapsed_seconds
+            self._metrics.resumed("gateway", len(job.begun))
         place.settle(job.tokens(model.limits))
-        with CALLER.get().allowance.request(len(job.indexes), len(job.prompt)) as spend:
-            generation = Generation(job, self._fleet, self._kept, model.tokenizer, arrival, self._recovery_s)
+        with (
+            CALLER.get().allowance.request(len(job.indexes), len(job.prompt)) as spend,
+            self._metrics.streams.track_inprogress(),
+        ):
+            generation = Generation(
+                job, self._fleet, self._kept, self._metrics, model.tokenizer, arrival, self._recovery_s
+            )
             async with aclosing(generation.responses()) as responses:
                 async for response in responses:
                     spend(len(response.token_ids))

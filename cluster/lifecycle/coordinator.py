@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -18,6 +19,8 @@ from cluster.lifecycle.blueprint import Blueprint, draw
 from cluster.lifecycle.record import DeploymentRecord
 from cluster.lifecycle.registry import Registry
 from cluster.lifecycle.replica_set import ReplicaSet
+from cluster.metrics.coordinator import CoordinatorMetrics, ReplicaLook
+from cluster.metrics.endpoint import MetricsEndpoint, MetricsError
 from cluster.spec import DeploymentSpec
 from cluster.topology import ray_nodes
 from partitioning.plan import PlanError
@@ -32,11 +35,13 @@ _DEVICES_S = 2.0  # between looks for devices that are waited for
 
 @dataclass(frozen=True)
 class Opened:
-    """Where the registry is, as host:port, what it lets gateways in by, and the plan."""
+    """Where the registry is, as host:port, what it lets gateways in by, the plan, and where metrics are shown, if they
+    are."""
 
     registry: str
     secret: str = field(repr=False)
     plan_json: str
+    metrics: str
 
 
 class Coordinator:
@@ -52,6 +57,8 @@ class Coordinator:
         self._registry = Registry(
             self._spec.name, lambda: self._record.secrets, self.scale, self._spec.internal_tls, self._vitals
         )
+        self._metrics = ""  # where they are shown, as host:port
+        self._endpoint = MetricsEndpoint(CoordinatorMetrics(self._look).registry)
         self._opening: asyncio.Task[Opened] | None = None
         self._replicas: ReplicaSet | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -114,6 +121,7 @@ class Coordinator:
         if self._replicas is not None:
             await self._replicas.stop()
         await self._registry.stop()
+        await self._endpoint.stop()
         await asyncio.to_thread(self._record.erase)
         self._closed.set()
 
@@ -133,17 +141,22 @@ class Coordinator:
         left = await asyncio.to_thread(DeploymentRecord.read, self._spec.name)
         if left is not None and left.life == self._record.life:
             self._record = left
+            try:
+                await self._show_metrics()
+            except MetricsError as error:
+                log.warning("%s", error)  # replicas matter more
             # On another node its old address cannot be had, but the spec's can be.
             await self._listen(self._spec.registry_listen, left.registry)
             self._replicas = ReplicaSet(left, self._registry)
             self._replicas.take_over()
         else:
+            await self._show_metrics()
             blueprint = await self._planned()
             await self._listen(self._spec.registry_listen)
             self._replicas = ReplicaSet(self._record, self._registry)
             self._replicas.begin(blueprint)
         self._keeper = asyncio.create_task(self._keep(self._replicas))
-        return Opened(self._record.registry, self._record.secrets[0], self._replicas.blueprint.plan_json)
+        return Opened(self._record.registry, self._record.secrets[0], self._replicas.blueprint.plan_json, self._metrics)
 
     async def _planned(self) -> Blueprint:
         """The blueprint, as soon as the cluster has the devices; the spec says how long that may take."""
@@ -173,6 +186,20 @@ class Coordinator:
                 self._record.registry = f"{host}:{bound}"
                 return
         raise RuntimeError(f"the registry cannot listen on {own}")
+
+    async def _show_metrics(self) -> None:
+        """Raises MetricsError: not at the address that the spec states."""
+        if (address := self._spec.coordinator_metrics_address) is None:
+            return
+        named, _, port = address.rpartition(":")
+        host = named or ray.util.get_node_ip_address()
+        try:
+            self._metrics = f"{host}:{await self._endpoint.start(f'{host}:{port}')}"
+        except MetricsError as error:
+            raise MetricsError(f"{error}; choose another coordinator_metrics_address") from error
+
+    async def _look(self) -> Sequence[ReplicaLook]:
+        return [] if self._replicas is None else await self._replicas.look()
 
     async def _keep(self, replicas: ReplicaSet) -> None:
         while True:

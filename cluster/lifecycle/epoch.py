@@ -109,6 +109,17 @@ class Epoch:
         """How the ranks are, of which nothing is known before they have been found."""
         return [] if self._lifelines is None else self._lifelines.vitals()
 
+    @property
+    def hung(self) -> bool:
+        """Whether it was lost because no step ended."""
+        return self._lifelines is not None and self._lifelines.hung
+
+    async def metrics(self) -> list[str]:
+        """What each rank tells of itself, for Prometheus; nothing of one that does not answer at once."""
+        asked = [asyncio.wait_for(actor.metrics.remote(), _ASK_S) for actor in self._actors]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return [answer for answer in answers if isinstance(answer, str)]
+
     async def busy(self) -> EngineLoad:
         """What rank 0 is working on.
 

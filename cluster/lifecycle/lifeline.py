@@ -81,6 +81,7 @@ class Lifelines:
     def __init__(self, addresses: list[Address], secret: str, nodes: list[str]) -> None:
         self._nodes = nodes
         self._ranks = [RankLifeline(address, secret) for address in addresses]
+        self.hung = False  # why they were `lost`: no step ended, rather than that a rank has
         self._tasks = [asyncio.create_task(rank.follow()) for rank in self._ranks]
 
     async def lost(self, deadline_s: float) -> str:
@@ -94,6 +95,7 @@ class Lifelines:
                 return self._blame()
             late = [r for r in self._ranks if r.silent_s > deadline_s or r.still_s > deadline_s]
             if late:
+                self.hung = True
                 return f"no step ended within {deadline_s:g} s. {self.report()}"
 
     async def all_ended(self) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import ray
+from prometheus_client import generate_latest
 
 from partitioning.plan_json import plan_from_json
 from workers.lifeline import Lifeline
+from workers.metrics import RankMetrics
 from workers.request import EngineConfig, EngineLoad
 from workers.security.peers import PeerTls
 from workers.security.secret import derived
@@ -41,6 +43,7 @@ class RankActor:
         self._config = EngineConfig.of(json.loads(engine_json))
         self._secret, self._tls = secret, tls
         self._rank = Rank(plan, rank, self._config)
+        self._metrics = RankMetrics(self._rank, rank)
         self._service: EngineService | None = None
         self._lifeline: Lifeline | None = None
 
@@ -81,6 +84,10 @@ class RankActor:
         """Rank 0: tells gateways where the coordinator's registry is now."""
         assert self._service is not None
         self._service.announce(registry)
+
+    def metrics(self) -> str:
+        """What this rank tells of itself, in Prometheus' text format."""
+        return generate_latest(self._metrics).decode()
 
     def busy(self) -> EngineLoad:
         """Rank 0: what it is working on."""

@@ -18,6 +18,7 @@ from cluster.lifecycle.blueprint import Blueprint, place, redraw
 from cluster.lifecycle.epoch import Epoch, EpochError, reason
 from cluster.lifecycle.names import epoch_name
 from cluster.lifecycle.record import DeploymentRecord, ReplicaRecord
+from cluster.metrics.coordinator import ReplicaLook
 from cluster.topology import RayNode, ray_nodes
 from partitioning.plan import PlanError
 from phalanx.v1 import registry_pb2
@@ -51,6 +52,7 @@ class ReplicaLife:
         self._epoch: Epoch | None = None
         self._before = ""  # what became of the last epoch; followers of the state may miss its own message
         self._life: asyncio.Task[None] | None = None
+        self._failures: Counter[str] = Counter()
         self.state = registry_pb2.Replica(id=number, generation=blueprint.generation)
         self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -74,6 +76,13 @@ class ReplicaLife:
     def recut(self) -> bool:
         """Whether it runs in another cut than the planned one."""
         return self._blueprint is not self._planned
+
+    async def look(self) -> ReplicaLook:
+        """What it is and does now, for Prometheus."""
+        ranks = [] if self._epoch is None else await self._epoch.metrics()
+        state = registry_pb2.Replica()
+        state.CopyFrom(self.state)
+        return ReplicaLook(state, dict(self._failures), ranks)
 
     def begin(self, left: ReplicaRecord | None = None) -> None:
         """Lives from now on, with the epoch that an earlier coordinator `left`, if there is one. `first` tells when it
@@ -151,10 +160,13 @@ class ReplicaLife:
                     self.first.set_result(None)
                 assert self._epoch is not None
                 detail = await self._epoch.lost()
+                self._failures["hung" if self._epoch.hung else "rank_lost"] += 1
                 failures = 0 if monotonic() - since > _SHORT_LIFE_S else failures + 1
             except Exception as error:  # whatever it is, the replica has to live again
                 failures += 1
                 detail = reason(error)
+                unbuilt = "no_room" if isinstance(error, PlanError) else "not_built"
+                self._failures[unbuilt if left is None else "not_adopted"] += 1
                 if not self.first.done() and left is None:
                     self.first.set_exception(ReplicaError(f"replica {self.state.id} could not be built: {detail}"))
             left = None

@@ -10,6 +10,7 @@ from cluster.lifecycle.blueprint import Blueprint, draw, place
 from cluster.lifecycle.record import DeploymentRecord
 from cluster.lifecycle.registry import Registry
 from cluster.lifecycle.replica import ReplicaLife
+from cluster.metrics.coordinator import ReplicaLook
 from cluster.spec import DeploymentSpec
 from cluster.topology import ray_nodes
 from partitioning.plan import PlanError
@@ -58,6 +59,10 @@ class ReplicaSet:
             ReplicaError: one could not be built.
         """
         await asyncio.gather(*(asyncio.shield(replica.first) for replica in self._replicas.values()))
+
+    async def look(self) -> list[ReplicaLook]:
+        """What all of them are and do now, for Prometheus."""
+        return await asyncio.gather(*(replica.look() for _, replica in sorted(self._replicas.items())))
 
     def serves(self, spec: DeploymentSpec) -> bool:
         """Whether all replicas are built from `spec`."""

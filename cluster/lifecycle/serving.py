@@ -67,6 +67,8 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
         try:
             opened: Opened = await ask(coordinator.open.remote())
             say(f"planned; further gateways: {_further_gateways(spec, opened.registry)}")
+            if opened.metrics:
+                say(f"metrics of the coordinator and its replicas: http://{opened.metrics}/metrics")
             gateway = Gateway(
                 GatewayConfig(
                     spec.listen,
@@ -79,11 +81,15 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
                     tokens=spec.tokens,
                     insecure=spec.insecure,
                     internal_tls=spec.internal_tls,
+                    metrics_address=spec.metrics_address,
                 ),
                 _Progress(say),
             )
             try:
                 port = await gateway.start()
+                if spec.metrics_address is not None:
+                    host = spec.metrics_address.rpartition(":")[0]
+                    say(f"metrics of this gateway: http://{host}:{gateway.metrics_port}/metrics")
                 await _unless(stop, ask(coordinator.started.remote()))
                 await _unless(stop, gateway.ready())
                 yield f"{spec.listen.rpartition(':')[0]}:{port}", partial(_until_over, stop, coordinator)

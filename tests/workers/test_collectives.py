@@ -100,6 +100,26 @@ def test_broadcasts_of_any_length_arrive_in_order_between_other_operations() -> 
     on_every_rank(3, body)
 
 
+def test_a_straggler_waits_least_and_waiting_for_work_is_not_counted() -> None:
+    groups: dict[int, SharedMemoryGroup] = {}
+
+    def body(group: SharedMemoryGroup) -> float:
+        groups[group.rank] = group
+        if group.rank == 0:
+            time.sleep(0.1)
+        group.broadcast(torch.ones(1, dtype=torch.int32) if group.rank == 0 else None)
+        assert group.waited_s == 0
+        if group.rank == 1:
+            while groups[0].operations == group.operations:
+                time.sleep(0.01)
+            time.sleep(0.1)  # the other one has begun to wait by then
+        group.all_reduce(torch.ones(3))
+        return group.waited_s
+
+    first, straggler = on_every_rank(2, body)
+    assert first > straggler == 0
+
+
 def test_a_missing_rank_is_named_after_the_deadline() -> None:
     def body(group: SharedMemoryGroup) -> None:
         if group.rank == 0:

@@ -25,6 +25,12 @@ class Group(Protocol):
         """How many this rank has begun, give or take one. May be asked from any thread."""
         ...
 
+    @property
+    def waited_s(self) -> float | None:
+        """Seconds this rank has waited for others in sums and gathers, as those wait who come early; None where that is
+        not measured. May be asked from any thread."""
+        ...
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place; returns x. Any contiguous float tensor."""
         ...
@@ -50,6 +56,7 @@ class SoloGroup:
     rank = 0
     size = 1
     operations = 0
+    waited_s = 0.0
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return x

@@ -40,6 +40,10 @@ class HierarchicalGroup:
         group = self._here or self._between
         return 0 if group is None else group.operations
 
+    @property
+    def waited_s(self) -> float:
+        return sum((group.waited_s or 0.0) for group in (self._here, self._between) if group is not None)
+
     def all_reduce(self, x: Tensor) -> Tensor:
         if not x.numel():
             return x

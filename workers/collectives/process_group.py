@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class ProcessGroup:
         self._aborted = False
         self._left: Any = None
         self.operations = 0
+        # NCCL's run beside the CPU, which knows nothing of their times.
+        self.waited_s: float | None = None if self._glance is None else 0.0
 
     def all_reduce(self, x: Tensor) -> Tensor:
         self._wait(self._group.allreduce([x]), "all-reduce")
@@ -64,12 +67,15 @@ class ProcessGroup:
 
     def _wait(self, work: Any, operation: str) -> None:
         self.operations += 1
+        started = perf_counter()
         try:
             while self._glance is not None and not _ends_within(work, self._glance):
                 if self._aborted:
                     self._left = work
                     raise RuntimeError("aborted")
             work.wait()
+            if self.waited_s is not None and operation != "broadcast":  # where ranks wait for work
+                self.waited_s += perf_counter() - started
         except RuntimeError as error:
             ranks = ", ".join(map(str, self._members))
             raise CollectiveStalled(

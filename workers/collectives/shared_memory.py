@@ -57,6 +57,11 @@ class SharedMemoryGroup:
         address = self.native
         return int(self._library.phx_group_operations(address)) if address else 0
 
+    @property
+    def waited_s(self) -> float:
+        address = self.native
+        return float(self._library.phx_group_waited(address)) if address else 0.0
+
     def all_reduce(self, x: Tensor) -> Tensor:
         assert x.is_contiguous()
         native = self._all_reduces.get(x.dtype)

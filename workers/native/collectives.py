@@ -27,6 +27,7 @@ _SIGNATURES = {
     "phx_group_close": (None, c_void_p),
     "phx_group_abort": (None, c_void_p),
     "phx_group_operations": (c_uint32, c_void_p),
+    "phx_group_waited": (c_double, c_void_p),
     "phx_group_stall": (None, c_void_p, ctypes.POINTER(Stall)),
     "phx_all_reduce_f32": (c_int, c_void_p, c_void_p, c_long),
     "phx_all_reduce_bf16": (c_int, c_void_p, c_void_p, c_long),

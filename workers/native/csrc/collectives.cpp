@@ -155,6 +155,8 @@ void phx_group_abort(PhxGroup* group) { group->meeting.abort(); }
 
 uint32_t phx_group_operations(const PhxGroup* group) { return group->meeting.reached(); }
 
+double phx_group_waited(const PhxGroup* group) { return static_cast<double>(group->meeting.waited_ns()) * 1e-9; }
+
 void phx_group_stall(const PhxGroup* group, PhxStall* stall) {
     const Stall& found = group->meeting.stall();
     *stall = {found.peer, found.wanted, found.reached, found.seconds};
@@ -194,6 +196,7 @@ int phx_hand_out(PhxGroup* group, void* x, long bytes) {
 }
 
 int phx_broadcast(PhxGroup* group, const int32_t** words, long* count) {
+    const Uncounted waits(group->meeting);  // for work, when there is none
     const long room = group->slot_bytes / 4 - HEADER_WORDS;
     long done = 0, total = 0;
     do {  // an empty message is a message too

@@ -24,6 +24,8 @@ void phx_group_close(PhxGroup* group);
 void phx_group_abort(PhxGroup* group);
 // How many operations this rank has reached; for any thread.
 uint32_t phx_group_operations(const PhxGroup* group);
+// Seconds that it waited for others in sums and gathers: a straggler waits least. For any thread.
+double phx_group_waited(const PhxGroup* group);
 void phx_group_stall(const PhxGroup* group, PhxStall* stall);
 
 // Sums over the ranks, in place, in the order of the ranks and in float32: the bits are the same on all ranks. The

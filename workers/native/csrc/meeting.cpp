@@ -42,6 +42,13 @@ void Meeting::abort() {
 }
 
 int Meeting::wait(int peer, uint32_t number) {
+    const long started = now_ns();
+    const int outcome = spin_or_sleep(peer, number);
+    waited_ns_.store(waited_ns() + now_ns() - started, std::memory_order_relaxed);
+    return outcome;
+}
+
+int Meeting::spin_or_sleep(int peer, uint32_t number) {
     if (aborted_.load(std::memory_order_relaxed)) return sleep(peer, number);
     if (spin_until([&] { return has_reached(peer, number); }, spin_ns_)) return MET;
     Seat& mine = seats_[seat_];

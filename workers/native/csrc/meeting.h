@@ -54,6 +54,9 @@ class Meeting {
     // What this seat has reached.
     uint32_t reached() const { return seats_[seat_].reached.load(std::memory_order_relaxed); }
 
+    // How long this seat has waited for others; for any thread.
+    long waited_ns() const { return waited_ns_.load(std::memory_order_relaxed); }
+
     // Makes what another thread of this process awaits end at once.
     void abort();
 
@@ -64,6 +67,7 @@ class Meeting {
         return static_cast<int32_t>(seats_[peer].reached.load(std::memory_order_acquire) - number) >= 0;
     }
     int wait(int peer, uint32_t number);
+    int spin_or_sleep(int peer, uint32_t number);
     int sleep(int peer, uint32_t number);
     void ring(int seat);
 
@@ -73,7 +77,22 @@ class Meeting {
     const double timeout_s_;
     const long spin_ns_;
     std::atomic<bool> aborted_{false};
+    std::atomic<long> waited_ns_{0};
     Stall stall_;
+
+    friend class Uncounted;
+};
+
+// While it lives, waits are not counted.
+class Uncounted {
+  public:
+    explicit Uncounted(Meeting& meeting) : meeting_(meeting), before_(meeting.waited_ns()) {}
+    ~Uncounted() { meeting_.waited_ns_.store(before_, std::memory_order_relaxed); }
+    Uncounted(const Uncounted&) = delete;
+
+  private:
+    Meeting& meeting_;
+    const long before_;
 };
 
 }  // namespace phx
