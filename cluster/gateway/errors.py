@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -11,10 +11,43 @@ import grpc
 from cluster.gateway.admission import Admission, Draining, Full
 from cluster.gateway.allowance import NeverAllowed, OverLimit
 from cluster.gateway.generation import Late, NoReplica, QueuesFull, Refused, Shed
+from cluster.gateway.record import RequestRecord
 from cluster.gateway.requests import InvalidRequest
 from cluster.text import ChatTemplateMissing, TokenizerError, TokenizerMissing
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+_REASONS: dict[type[Exception], str] = {
+    InvalidRequest: "invalid",
+    NeverAllowed: "invalid",
+    Refused: "invalid",
+    TokenizerMissing: "no_tokenizer",
+    ChatTemplateMissing: "no_chat_template",
+    TokenizerError: "invalid",
+    Full: "gateway_full",
+    QueuesFull: "replicas_full",
+    Shed: "objective",
+    OverLimit: "limit",
+    Late: "deadline",
+    Draining: "draining",
+    NoReplica: "no_replica",
+}
+
+
+@contextmanager
+def recorded(record: RequestRecord) -> Iterator[RequestRecord]:
+    """Has the record end with the call. An error's own words may quote the request, and stay out of it."""
+    try:
+        yield record
+    except Exception as error:
+        record.ended(next((word for kind, word in _REASONS.items() if isinstance(error, kind)), type(error).__name__))
+        raise
+    except BaseException:
+        record.ended(None)
+        raise
+    else:
+        record.ended(None)
 
 
 @asynccontextmanager

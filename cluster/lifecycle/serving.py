@@ -79,6 +79,7 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
                     tokens=spec.tokens,
                     insecure=spec.insecure,
                     internal_tls=spec.internal_tls,
+                    traces=spec.traces,
                 ),
                 _Progress(say),
             )

@@ -9,6 +9,7 @@ import grpc
 
 from phalanx.errors import PhalanxError
 from phalanx.messages import Chunk, chunk
+from phalanx.trace_context import trace_context
 from phalanx.v1 import inference_pb2
 
 Request = inference_pb2.GenerateRequest | inference_pb2.ChatRequest
@@ -24,9 +25,11 @@ class _Output:
 
 
 class Stream:
-    """One streamed request, over all the calls that it takes. `method` is that of the service."""
+    """One streamed request, over all the calls that it takes. `method` is that of the service; `metadata` names the
+    span that the caller was in."""
 
     def __init__(self, request: Request) -> None:
+        self.metadata = trace_context()
         self.method = "Chat" if isinstance(request, inference_pb2.ChatRequest) else "Generate"
         self._request = request
         self._start = monotonic()
