@@ -15,6 +15,7 @@ _RAYS = "ray_print_logs"
 
 def as_json() -> None:
     """From now on a line of JSON stays as it is, and any other becomes one, as do Ray's own words."""
+    mute()
     global_worker_stdstream_dispatcher.add_handler(_RAYS, _pass_on)
     rays = logging.getLogger("ray")
     rays.handlers.clear()
