@@ -41,7 +41,8 @@ def recorded(record: RequestRecord) -> Iterator[RequestRecord]:
     try:
         yield record
     except Exception as error:
-        record.ended(next((word for kind, word in _REASONS.items() if isinstance(error, kind)), type(error).__name__))
+        reason = next((word for kind, word in _REASONS.items() if isinstance(error, kind)), "")
+        record.ended(reason or type(error).__name__, expected=bool(reason))
         raise
     except BaseException:
         record.ended(None)

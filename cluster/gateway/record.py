@@ -61,13 +61,14 @@ class RequestRecord:
             if self._spans is not None:
                 self._spans.finished(response.index)
 
-    def ended(self, reason: str | None) -> None:
-        """Its call has ended; `reason` says why it was refused, None that its client left or has got everything."""
+    def ended(self, reason: str | None, expected: bool = True) -> None:
+        """Its call has ended; `reason` says why it was refused, None that its client left or has got everything. What
+        was not `expected` is a fault of ours."""
         if self._reasons and len(self._reasons) == self._outputs:
             self._end("request finished", finish_reason=",".join(sorted(set(self._reasons))))
         elif reason is None:
             self._end("request cancelled")
-        elif self._ttft is None:
+        elif self._ttft is None and expected:
             self._end("request refused", reason=reason)
         else:
             self._end("request failed", reason=reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -32,6 +33,8 @@ class Stream:
         self.metadata = trace_context()
         self.method = "Chat" if isinstance(request, inference_pb2.ChatRequest) else "Generate"
         self._request = request
+        # Without a name, each gateway would give it another one in its log.
+        request.request_id = request.request_id or uuid.uuid4().hex
         self._start = monotonic()
         self._outputs: dict[int, _Output] = {}
 
