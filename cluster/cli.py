@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -24,6 +25,9 @@ from cluster.commands import (
     token,
     top,
 )
+from workers.log import writes_json
+
+log = logging.getLogger(__name__)
 
 _OURS = ("cluster", "partitioning", "workers", "phalanx")
 
@@ -64,7 +68,10 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _OURS:
             raise
-        typer.echo(f"Error: {error}", err=True)
+        if writes_json():
+            log.error("ended by an error", extra={"error": str(error)})
+        else:
+            typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from partitioning.checkpoint.files import read_bytes
 from partitioning.model_spec import CacheType, DType, WeightType
+from workers.log import LogConfig, LogFormat, LogLevel
 from workers.request import SpeculationType
 from workers.security.peers import PeerTls
 from workers.security.tls import ServerTls
@@ -189,6 +190,19 @@ class DeploymentSpec(BaseModel):
     drain_s: Annotated[
         float, Field(ge=0, description="How long requests may take to finish when the deployment is stopped.")
     ] = 30.0
+
+    log_format: Annotated[LogFormat, Field(description="Lines of text, or a JSON object a line.")] = "text"
+    log_level: Annotated[LogLevel, Field(description="From which level on Phalanx's processes write to the log.")] = (
+        "info"
+    )
+    traces: Annotated[
+        str | None,
+        Field(pattern=r"^https?://[^/\s]+/?$", description="Where spans go by OTLP over gRPC: http://host:4317."),
+    ] = None
+
+    @property
+    def log(self) -> LogConfig:
+        return LogConfig(self.log_format, self.log_level)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -21,6 +21,7 @@ from workers.request import EngineConfig, Output
 from workers.security.peers import PeerTls
 from workers.security.secret import new_secret
 from workers.server import ReplicaServer
+from workers.traces import Traces
 
 SECRET = new_secret()  # the registry's
 
@@ -64,6 +65,7 @@ async def served(
     gateways: int = 1,
     step_s: float = 0.0,
     internal_tls: PeerTls | None = None,
+    traces: str | None = None,
     **options: object,
 ) -> AsyncIterator[Served]:
     """Serves `plan` with so many replicas and gateways; `options` are those of GatewayConfig. Steps take at least
@@ -74,13 +76,13 @@ async def served(
         stack.push_async_callback(registry.stop)
         result = Served([], [], registry, f"{HOST}:{port}")
         for _ in range(gateways):
-            fields = {"internal_tls": internal_tls, "registry_secret": SECRET, **options}
+            fields = {"internal_tls": internal_tls, "traces": traces, "registry_secret": SECRET, **options}
             gateway = Gateway(GatewayConfig(f"{HOST}:0", result.registry_address, **fields))  # type: ignore[arg-type]
             result.addresses.append(f"{HOST}:{await gateway.start()}")
             result.gateways.append(gateway)
             stack.push_async_callback(gateway.stop)
         for number in range(replicas):
-            await stack.enter_async_context(_replica(result, number, plan, config, step_s, internal_tls))
+            await stack.enter_async_context(_replica(result, number, plan, config, step_s, internal_tls, traces))
         registry.set_model(plan_to_json(plan), json.dumps(dataclasses.asdict(config)))
         registry.set_replicas(result.replicas.values(), result.link_secrets)
         async with asyncio.timeout(30):
@@ -93,12 +95,19 @@ async def served(
 
 @asynccontextmanager
 async def _replica(
-    result: Served, number: int, plan: Plan, config: EngineConfig, step_s: float, tls: PeerTls | None
+    result: Served,
+    number: int,
+    plan: Plan,
+    config: EngineConfig,
+    step_s: float,
+    tls: PeerTls | None,
+    collector: str | None,
 ) -> AsyncIterator[None]:
     ranks = rank_threads(plan, config)
     engine = await asyncio.to_thread(ranks.__enter__)
     result.link_secrets[number] = new_secret()
-    server = ReplicaServer(engine, result.link_secrets[number], tls)
+    traces = None if collector is None else Traces(collector, "phalanx-replica", f"replica-{number}")
+    server = ReplicaServer(engine, result.link_secrets[number], tls, traces)
     port = await server.start(HOST)
 
     def hand_over(outputs: list[Output]) -> None:
@@ -117,3 +126,5 @@ async def _replica(
         engine.stop()
         await run
         await asyncio.to_thread(ranks.__exit__, None, None, None)
+        if traces is not None:
+            traces.close()

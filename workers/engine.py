@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from partitioning.plan import Plan
+from workers.followed import Follower
 from workers.kv_cache import BlockManager
 from workers.measures import Durations, Measures
 from workers.pacing import Pacer
@@ -49,7 +50,7 @@ class _InFlight:
 
 class Engine:
     """Generates tokens for many requests at once. `submit`, `cancel`, `load` and `stop` may be called from any thread;
-    `run` is the loop and has a thread of its own."""
+    `run` is the loop and has a thread of its own. Set `follower` before, to learn what becomes of traced requests."""
 
     def __init__(self, plan: Plan, config: EngineConfig, runner: Runner, context: ParallelContext) -> None:
         self._config = config
@@ -66,6 +67,7 @@ class Engine:
         self._unheard: set[int] = set()  # keys of requests of which nothing has been handed over
         self._pressing: set[int] = set()  # keys of requests whose news may not wait
         self._handed_over = 0.0
+        self.follower: Follower | None = None
         self._wake = threading.Condition()
         self._inbox: list[Request] = []
         self._orders: list[tuple[Callable[[int], Output | None], int]] = []
@@ -207,6 +209,8 @@ class Engine:
             orders, self._orders = self._orders, []
         for request in requests:
             self._scheduler.add(request)
+        if self.follower is not None:
+            self.follower.begin(requests)
         self._unheard.update(request.key for request in requests)
         self._note([output for order, key in orders if (output := order(key)) is not None])
 
@@ -218,6 +222,8 @@ class Engine:
         self._note(self._scheduler.take_expired())
         if step is None:
             return False
+        if self.follower is not None and self.follower.follows:
+            self.follower.launched(step)
         self._context.progress.begin("sending the plan")
         self._context.send_plan(step.plan.pack())
         sent = perf_counter()
@@ -262,6 +268,8 @@ class Engine:
         return Sampled(result[:samples].long(), result[samples:].view(reporting, width))
 
     def _note(self, outputs: list[Output]) -> None:
+        if self.follower is not None and self.follower.follows:
+            self.follower.noted(outputs)
         for output in outputs:
             if output.finish_reason is not None or output.key in self._unheard:
                 self._unheard.discard(output.key)

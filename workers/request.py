@@ -69,7 +69,7 @@ class Request:
 
     Tenants share a replica by their `weight`, the name "" being one like any other. `priority` orders the requests of
     one tenant: a point is worth ten seconds of waiting. `deadline` is when its first token has to be there, in seconds
-    of `time.monotonic`.
+    of `time.monotonic`. `traceparent` names the span that the request's own are below, where it is traced.
     """
 
     key: int
@@ -80,6 +80,7 @@ class Request:
     tenant: str = ""
     weight: float = 1.0
     deadline: float | None = None
+    traceparent: str = ""
 
     def most_tokens(self, max_model_len: int) -> int:
         """Of the prompt and what may be generated."""

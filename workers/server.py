@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable
 from time import monotonic
 
@@ -10,10 +11,15 @@ import grpc
 
 from phalanx.v1 import inference_pb2, replica_pb2, replica_pb2_grpc
 from workers.engine import Engine, EngineFull, EngineStopped
+from workers.followed import Followed, Follower
 from workers.outbox import Outbox
 from workers.request import FinishReason, Output, Request, SamplingParams
 from workers.security.peers import PeerTls, bind
 from workers.security.secret import SecretCheck
+from workers.sequence_spans import write_spans
+from workers.traces import Traces
+
+log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0  # a gateway hears at least this often that this process lives, and how far its steps are
 
@@ -44,16 +50,21 @@ class _Connection:
 
 
 class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
-    """Serves `phalanx.v1.ReplicaLink` for one engine, to gateways that show `secret`.
+    """Serves `phalanx.v1.ReplicaLink` for one engine, to gateways that show `secret`. `traces` gets the spans of
+    sequences whose requests are traced.
 
     Hand `on_outputs` to `Engine.run`; everything else runs on the event loop that `start` was called on.
     """
 
-    def __init__(self, engine: Engine, secret: str, tls: PeerTls | None = None) -> None:
+    def __init__(self, engine: Engine, secret: str, tls: PeerTls | None = None, traces: Traces | None = None) -> None:
         self._engine = engine
+        self._traces = traces
+        if traces is not None:
+            engine.follower = Follower(self._on_end)
         self._tls = tls
         self._check = SecretCheck(lambda: [secret], "gateways learn it from the coordinator's registry")
-        self._owners: dict[int, tuple[_Connection, int]] = {}  # by the engine's key
+        # By the engine's key: whose it is, the key there, and the request's name.
+        self._owners: dict[int, tuple[_Connection, int, str]] = {}
         self._last_key = 0
         self._connections: set[_Connection] = set()
         self._registry = ""
@@ -87,6 +98,12 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._deliver, outputs)
 
+    def _on_end(self, life: Followed) -> None:
+        """Called by the engine's thread, which has no time for spans."""
+        assert self._loop is not None
+        assert self._traces is not None
+        self._loop.call_soon_threadsafe(write_spans, self._traces.tracer, life)
+
     def announce(self, registry: str) -> None:
         """Tells gateways that the coordinator's registry is at `registry` (host:port) now. Called by any thread."""
         assert self._loop is not None
@@ -99,6 +116,7 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         connection = _Connection()
         reader = asyncio.create_task(self._read(connection, request_iterator))
         self._connections.add(connection)
+        log.info("a gateway connected", extra={"peer": context.peer()})
         try:
             yield self._message()
             while (news := await connection.outbox.get()) is not None:
@@ -106,6 +124,7 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         finally:
             reader.cancel()
             self._connections.discard(connection)
+            log.info("a gateway left", extra={"peer": context.peer(), "sequences": len(connection.keys)})
             for key in connection.keys.values():
                 del self._owners[key]
                 self._engine.cancel(key)
@@ -158,29 +177,35 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
                     submit.tenant,
                     submit.weight or 1.0,
                     monotonic() + submit.timeout_ms / 1000 if submit.timeout_ms else None,
+                    submit.traceparent,
                 )
             )
         except EngineFull as error:
-            self._reject(connection, submit.key, replica_pb2.SEQUENCE_END_QUEUE_FULL, error)
+            self._reject(connection, submit, replica_pb2.SEQUENCE_END_QUEUE_FULL, error)
         except EngineStopped:
             connection.outbox.close()  # the end of the stream sends its sequences elsewhere
         except ValueError as error:
-            self._reject(connection, submit.key, replica_pb2.SEQUENCE_END_REJECTED, error)
+            self._reject(connection, submit, replica_pb2.SEQUENCE_END_REJECTED, error)
         else:
-            self._owners[key] = connection, submit.key
+            self._owners[key] = connection, submit.key, submit.request_id
             connection.keys[submit.key] = key
 
-    def _reject(self, connection: _Connection, key: int, end: replica_pb2.SequenceEnd, error: Exception) -> None:
-        connection.outbox.put(replica_pb2.SequenceNews(key=key, end=end, detail=str(error)))
+    def _reject(
+        self, connection: _Connection, submit: replica_pb2.Submit, end: replica_pb2.SequenceEnd, error: Exception
+    ) -> None:
+        reason = replica_pb2.SequenceEnd.Name(end).removeprefix("SEQUENCE_END_").lower()
+        log.debug("sequence refused", extra={"request_id": submit.request_id, "reason": reason})
+        connection.outbox.put(replica_pb2.SequenceNews(key=submit.key, end=end, detail=str(error)))
 
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
             owner = self._owners.get(output.key)
             if owner is None:
                 continue  # its gateway has gone
-            connection, key = owner
+            connection, key, request_id = owner
             connection.outbox.put(_news(key, output))
             if output.finish_reason is not None:
+                log.debug("sequence ended", extra={"request_id": request_id, "reason": output.finish_reason.value})
                 del self._owners[output.key], connection.keys[key]
 
     def _load(self) -> replica_pb2.ReplicaLoad:

@@ -9,17 +9,20 @@ from workers.engine import Engine
 from workers.request import EngineLoad, Output, Request, SamplingParams
 from workers.security.peers import PeerTls
 from workers.server import ReplicaServer
+from workers.traces import Traces
 
 _WARM_UP = SamplingParams(max_tokens=2, ignore_eos=True)
 _WARM_UP_KEY = 0  # the server counts its keys from 1
 
 
 class EngineService:
-    """Serves gateways that show `secret`. Call `start`; then `wait` returns or raises when the engine has ended."""
+    """Serves gateways that show `secret`. Call `start`; then `wait` returns or raises when the engine has ended.
+    `traces` gets the spans of requests that are traced."""
 
-    def __init__(self, engine: Engine, secret: str, tls: PeerTls | None = None) -> None:
+    def __init__(self, engine: Engine, secret: str, tls: PeerTls | None = None, traces: Traces | None = None) -> None:
         self._engine = engine
-        self._server = ReplicaServer(engine, secret, tls)
+        self._traces = traces
+        self._server = ReplicaServer(engine, secret, tls, traces)
         self._loop = asyncio.new_event_loop()
         self._warm = threading.Event()
         self._failure: BaseException | None = None
@@ -49,6 +52,8 @@ class EngineService:
             asyncio.run_coroutine_threadsafe(self._server.stop(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._network.join()
+        if self._traces is not None:
+            self._traces.close()
         if self._failure is not None:
             raise self._failure
 

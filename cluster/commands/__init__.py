@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import typer
+
+from workers.log import writes_json
+
+log = logging.getLogger(__name__)
 
 WEIGHTS_HELP = "Matrices as the file has them (auto), in the float type (dense), or in 8 or 4 bits."
 SPECULATION_HELP = "ngram: guess tokens from prompt and output, keep those the model draws too; or off."
@@ -10,5 +16,8 @@ KV_CACHE_HELP = "Keys and values in the float type (auto), or in 8 bits (int8): 
 
 
 def say(text: str) -> None:
-    """Tells the user what goes on, beside the output."""
-    typer.echo(text, err=True)
+    """Tells the user what goes on, beside the output; where a program reads it, in the log."""
+    if writes_json():
+        log.info(text)
+    else:
+        typer.echo(text, err=True)

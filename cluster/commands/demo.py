@@ -9,6 +9,7 @@ import typer
 
 from cluster.commands import say
 from cluster.spec import DeploymentSpec
+from workers.log import set_up
 
 QUESTION = "What is the capital of France?"
 
@@ -19,7 +20,9 @@ def demo(
 ) -> None:
     """Serve SmolLM2 on two ranks, ask it a question, stream the answer, and go on serving until Ctrl-C."""
     # In 8-bit arithmetic this small model's two likeliest first words, which are as good as equal, change places.
-    asyncio.run(_demo(DeploymentSpec(model="smollm2", tp=2, weights="dense", listen=listen), once))
+    spec = DeploymentSpec(model="smollm2", tp=2, weights="dense", listen=listen, log_level="warning")
+    set_up(spec.log, "gateway")
+    asyncio.run(_demo(spec, once))
 
 
 async def _demo(spec: DeploymentSpec, once: bool) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.commands import say
+from cluster.commands.observation import LogFormatOption, LogLevelOption, TracesOption
 from cluster.commands.protection import (
     CertificateOption,
     ClientCaOption,
@@ -24,6 +26,7 @@ from cluster.commands.protection import (
     shown_secret,
 )
 from cluster.gateway.config import GatewayConfig
+from workers.log import LogConfig, set_up
 from workers.security.peers import PeerTls
 
 
@@ -57,8 +60,12 @@ def gateway(
     internal_key: InternalKeyOption = None,
     internal_ca: InternalCaOption = None,
     internal_name: InternalNameOption = PeerTls.name,
+    log_format: LogFormatOption = None,
+    log_level: LogLevelOption = None,
+    traces: TracesOption = None,
 ) -> None:
     """Run a further gateway, on this machine or another, until Ctrl-C or SIGTERM."""
+    set_up(LogConfig(log_format or LogConfig.format, log_level or LogConfig.level), "gateway")
     config = GatewayConfig(
         listen,
         registry,
@@ -73,6 +80,7 @@ def gateway(
         insecure,
         peer_tls(internal_certificate, internal_key, internal_ca, internal_name),
         metrics_address,
+        traces,
     )
     asyncio.run(_gateway(config, drain_s))
 
@@ -86,9 +94,9 @@ async def _gateway(config: GatewayConfig, drain_s: float) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         port = await server.start()
-        typer.echo(f"listening at {config.listen.rpartition(':')[0]}:{port}, following {config.registry}", err=True)
+        say(f"listening at {config.listen.rpartition(':')[0]}:{port}, following {config.registry}")
         await stop.wait()
-        typer.echo("draining: requests may finish, new ones are not taken", err=True)
+        say("draining: requests may finish, new ones are not taken")
         await server.drain(drain_s)
     finally:
         await server.stop()

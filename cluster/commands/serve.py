@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from cluster.commands import KV_CACHE_HELP, SPECULATION_HELP, WEIGHTS_HELP, say
+from cluster.commands.observation import LogFormatOption, LogLevelOption, TracesOption
 from cluster.commands.protection import REGISTRY_SECRET_HELP
 from cluster.spec import DeploymentSpec
 from partitioning.model_spec import CacheType, DType, WeightType
+from workers.log import set_up
 from workers.request import SpeculationType
 
 _YAML = (".yaml", ".yml")
@@ -49,6 +51,9 @@ def serve(
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond this machine without TLS or tokens.")
     ] = None,
+    log_format: LogFormatOption = None,
+    log_level: LogLevelOption = None,
+    traces: TracesOption = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when it is ready; it runs until phalanx stop. Starts no gateway.")
     ] = False,
@@ -80,12 +85,16 @@ def serve(
         "coordinator_metrics_address": coordinator_metrics_address,
         "registry_secret": registry_secret,
         "insecure": insecure,
+        "log_format": log_format,
+        "log_level": log_level,
+        "traces": traces,
     }
     fields: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if target.endswith(_YAML):
         spec = DeploymentSpec.read(Path(target), **fields)
     else:
         spec = DeploymentSpec.of({"model": target, **fields})
+    set_up(spec.log, "serve" if detach else "gateway")
     asyncio.run(_detach(spec) if detach else _serve(spec))
 
 

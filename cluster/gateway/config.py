@@ -17,7 +17,7 @@ class GatewayConfig:
     `max_sequences` are generated at once, more are told to come again. A stream whose replica is lost waits up to
     `recovery_s` seconds for another, and one that its client does not read ends after `send_timeout_s`. `tokenizer` is
     a checkpoint to take the tokenizer from, when the model's own path is not visible on this machine. `probe_listen` is
-    a second host:port, for the health service alone.
+    a second host:port, for the health service alone, `traces` the http:// address of a collector of spans.
 
     `metrics_address` is a further host:port, for Prometheus.
 
@@ -37,3 +37,4 @@ class GatewayConfig:
     insecure: bool = False
     internal_tls: PeerTls | None = None
     metrics_address: str | None = None
+    traces: str | None = None

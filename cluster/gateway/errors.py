@@ -11,13 +11,14 @@ import grpc
 from cluster.gateway.admission import Admission, Draining, Full
 from cluster.gateway.allowance import NeverAllowed, OverLimit
 from cluster.gateway.generation import Late, NoReplica, QueuesFull, Refused, Shed
+from cluster.gateway.record import RequestRecord
 from cluster.gateway.requests import InvalidRequest
 from cluster.text import ChatTemplateMissing, TokenizerError, TokenizerMissing
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-# As metrics call them (see `cluster.metrics.gateway`).
+# As metrics and logs call them (see `cluster.metrics.gateway`).
 _REASONS: dict[type[Exception], str] = {
     InvalidRequest: "invalid",
     NeverAllowed: "invalid",
@@ -40,8 +41,29 @@ def _counted(admission: Admission) -> Iterator[None]:
     try:
         yield
     except tuple(_REASONS) as error:
-        admission.refused(next(_REASONS[kind] for kind in type(error).__mro__ if kind in _REASONS))
+        admission.refused(_reason(error))
         raise
+
+
+@contextmanager
+def recorded(record: RequestRecord) -> Iterator[RequestRecord]:
+    """Has the record end with the call. An error's own words may quote the request, and stay out of it."""
+    try:
+        yield record
+    except Exception as error:
+        reason = _reason(error)
+        record.ended(reason or type(error).__name__, expected=bool(reason))
+        raise
+    except BaseException:
+        record.ended(None)
+        raise
+    else:
+        record.ended(None)
+
+
+def _reason(error: Exception) -> str:
+    """Empty for what nobody expects."""
+    return next((_REASONS[kind] for kind in type(error).__mro__ if kind in _REASONS), "")
 
 
 @asynccontextmanager

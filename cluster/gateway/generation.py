@@ -16,6 +16,7 @@ from time import monotonic
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.kept import Kept
 from cluster.gateway.link import Link, LinkLost
+from cluster.gateway.record import RequestRecord
 from cluster.gateway.requests import Job
 from cluster.gateway.resumption import resume_token
 from cluster.metrics.gateway import GatewayMetrics
@@ -87,8 +88,10 @@ class Generation:
         tokenizer: Tokenizer | None,
         arrival: float,
         recovery_s: float,
+        record: RequestRecord,
     ) -> None:
         self._job = job
+        self._record = record
         self._kept = kept
         self._metrics, self._tenant = metrics, metrics.of(job.caller.tenant)
         self._answering = False  # the client has a part of the answer
@@ -126,7 +129,7 @@ class Generation:
             while self._running:
                 output, news = await self._next()
                 if isinstance(news, LinkLost):
-                    await self._restart(output)
+                    await self._restart(output, "replica_lost")
                     self._metrics.resumed("replica")
                 elif news.end == replica_pb2.SEQUENCE_END_QUEUE_FULL:
                     await self._try_next(output)
@@ -161,7 +164,7 @@ class Generation:
             if output.full:
                 raise QueuesFull
             raise NoReplica("no replica is ready")
-        self._submit(output, link)
+        self._submit(output, link, "replica_full")
 
     async def _try_next(self, output: _Output) -> None:
         """Its replica is full. What has not begun is sent away when all are full; what has begun waits."""
@@ -173,16 +176,16 @@ class Generation:
             return
         await asyncio.sleep(_RETRY_S)
         output.full.clear()
-        await self._restart(output)
+        await self._restart(output, "replica_full")
 
     async def _shed(self, output: _Output) -> None:
         """What the client has the beginning of is finished, however late."""
         if not self._answering:
             self._kept.shed()
             raise Shed("the first token could not come within the deployment's objective: try again later")
-        await self._restart(output)
+        await self._restart(output, "late")
 
-    async def _restart(self, output: _Output) -> None:
+    async def _restart(self, output: _Output, cause: str) -> None:
         """Sends the output to whichever replica is ready, as soon as there is one."""
         output.link = None
         try:
@@ -193,9 +196,9 @@ class Generation:
                     await self._fleet.change()
         except TimeoutError:
             raise NoReplica(f"the replica was lost and none replaced it within {self._recovery_s:.0f} s") from None
-        self._submit(output, link)
+        self._submit(output, link, cause)
 
-    def _submit(self, output: _Output, link: Link) -> None:
+    def _submit(self, output: _Output, link: Link, cause: str) -> None:
         prompt = self._job.prompt
         submit = replica_pb2.Submit(
             token_ids=[*prompt, *output.tokens],
@@ -204,9 +207,11 @@ class Generation:
             priority=self._job.priority,
             tenant=self._job.caller.tenant,
             weight=self._job.caller.weight,
+            request_id=self._record.request_id,
         )
         if self._job.deadline is not None:
             submit.timeout_ms = max(1, round((self._job.deadline - monotonic()) * 1000))
+        submit.traceparent = self._record.sent(output.index, link.replica, len(output.tokens), cause)
         output.link, output.paused = link, False
         output.key = link.submit(submit, partial(self._deliver, output))
 

@@ -80,6 +80,11 @@ class Link:
         self._task = asyncio.create_task(self._run(), name=f"replica {replica.id} epoch {replica.epoch}")
 
     @property
+    def _own(self) -> dict[str, object]:
+        """What lines in the log name it by."""
+        return {"replica": self.replica.id, "epoch": self.replica.epoch}
+
+    @property
     def burden(self) -> Burden:
         return Burden(len(self._sequences), self._tokens, self._others)
 
@@ -122,16 +127,19 @@ class Link:
     async def _run(self) -> None:
         """Attaches, and attaches again whenever the stream ends: whether the replica is gone, the registry says."""
         while True:
+            why: str | None = None
             try:
                 await self._attach()
+                why = "it has ended the connection"
             except grpc.aio.AioRpcError as error:
                 raise_if_cancelled()
-                level = logging.WARNING if error.code() is grpc.StatusCode.UNAUTHENTICATED else logging.DEBUG
-                log.log(level, "replica %d: %s", self.replica.id, error.details())
+                why = error.details() or error.code().name
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    log.warning("a replica refuses this gateway", extra={**self._own, "error": why})
             except TimeoutError:
-                log.warning("replica %d, epoch %d: %s", self.replica.id, self.replica.epoch, self._complaint())
+                why = self._complaint()
             finally:
-                self._lose()
+                self._lose(why)
             await asyncio.sleep(_RETRY_S)
 
     async def _attach(self) -> None:
@@ -168,6 +176,7 @@ class Link:
     def _take(self, message: replica_pb2.AttachResponse) -> None:
         if not self.connected:
             self.connected = True
+            log.info("replica connected", extra={**self._own, "address": self.replica.address})
             self._on_change()
         for news in message.news:
             self._deliver(news)
@@ -191,8 +200,8 @@ class Link:
     def _complaint(self) -> str:
         still_s = monotonic() - self._moved
         if still_s > self._patience.still_s:
-            return f"no step has ended for {still_s:.1f} s: its streams go on elsewhere"
-        return f"nothing was heard for {self._patience.silent_s:g} s: its streams go on elsewhere"
+            return f"no step has ended for {still_s:.1f} s"
+        return f"nothing was heard for {self._patience.silent_s:g} s"
 
     def _forget(self, key: int) -> _Sequence | None:
         sequence = self._sequences.pop(key, None)
@@ -201,7 +210,12 @@ class Link:
             self._paused -= sequence.paused
         return sequence
 
-    def _lose(self) -> None:
+    def _lose(self, why: str | None) -> None:
+        """Why the connection ended; None where this gateway did it."""
+        if self.connected and why is None:
+            log.info("replica left", extra=self._own)
+        elif self.connected:
+            log.warning("replica lost", extra={**self._own, "sequences": len(self._sequences), "error": why})
         was_connected, self.connected = self.connected, False
         self._outbox = asyncio.Queue()
         self._tokens = self._others = self._paused = 0

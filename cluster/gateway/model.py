@@ -51,5 +51,5 @@ def tokenizer_of(path: str) -> Tokenizer | None:
     try:
         return load_tokenizer(path)
     except TokenizerMissing as error:
-        log.warning("%s; requests have to use token ids", error)
+        log.warning("requests have to use token ids", extra={"error": str(error)})
         return None

@@ -32,6 +32,7 @@ from partitioning.plan_json import plan_from_json
 from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
 from workers.request import EngineConfig
 from workers.security.peers import Dialler
+from workers.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Gateway:
 
     Raises:
         SecurityError: certificates, tokens or the registry's secret cannot be used, or the address needs them.
+        TracesUnavailable: they are asked for, and their libraries are missing.
     """
 
     def __init__(
@@ -70,7 +72,11 @@ class Gateway:
         self._watch = RegistryWatch(config.registry.split(","), secret, dialler, own, self._take)
         self._fleet = Fleet(self._update_health, self._watch.moved, dialler)
         self._kept = Kept(self._metrics.objective)
-        self._inference = InferenceService(self._fleet, self._admission, self._kept, self._metrics, config.recovery_s)
+        self._traces = None if config.traces is None else Traces(config.traces, "phalanx-gateway", own)
+        tracer = None if self._traces is None else self._traces.tracer
+        self._inference = InferenceService(
+            self._fleet, self._admission, self._kept, self._metrics, config.recovery_s, tracer
+        )
         self._admin = AdminService(self._fleet, self._admission, self._kept, self.drain, self._watch)
         self._health = health.aio.HealthServicer()
         self._probes = ProbeServer(self._health)
@@ -139,7 +145,10 @@ class Gateway:
         """Takes no more requests and lets those there are finish; returns how many have not after `seconds`."""
         self._admission.draining = True
         self._update_health()
-        return await self._admission.drain(seconds)
+        log.info("draining", extra={"seconds": seconds, "requests": self._admission.requests})
+        left = await self._admission.drain(seconds)
+        log.info("drained", extra={"unfinished": left})
+        return left
 
     async def stop(self) -> None:
         """Ends everything at once; drain before."""
@@ -151,10 +160,14 @@ class Gateway:
         await self._server.stop(_GRACE_S)
         await self._probes.stop()
         await self._metrics_endpoint.stop()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
+        log.info("stopped")
 
     async def _take(self, news: registry_pb2.WatchResponse) -> None:
         if news.plan_json and news.plan_json != self._admin.news.plan_json:
-            self._inference.model = await asyncio.to_thread(self._read_model, news)
+            model = self._inference.model = await asyncio.to_thread(self._read_model, news)
+            log.info("model known", extra={"model": model.plan.model.name, "deployment": news.deployment})
         self._admin.news = news
         self._fleet.update(news.replicas, news.link_secrets)
         self._on_news(news)

@@ -7,14 +7,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from cluster.gateway.admission import Admission, Place
 from cluster.gateway.caller import CALLER
-from cluster.gateway.errors import Context, statuses
+from cluster.gateway.errors import Context, recorded, statuses
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.generation import Generation, NoReplica
 from cluster.gateway.kept import Kept
 from cluster.gateway.model import ServedModel
+from cluster.gateway.record import RequestRecord
+from cluster.gateway.request_spans import RequestSpans
 from cluster.gateway.requests import (
     MAX_OUTPUTS,
     InvalidRequest,
@@ -31,18 +34,28 @@ from cluster.metrics.gateway import GatewayMetrics
 from cluster.text import ChatTemplateError, Tokenizer, TokenizerMissing
 from phalanx.v1 import inference_pb2, inference_pb2_grpc
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Answers from the replicas of `fleet`; `model` is None until the coordinator has named it."""
 
     def __init__(
-        self, fleet: Fleet, admission: Admission, kept: Kept, metrics: GatewayMetrics, recovery_s: float
+        self,
+        fleet: Fleet,
+        admission: Admission,
+        kept: Kept,
+        metrics: GatewayMetrics,
+        recovery_s: float,
+        tracer: Tracer | None = None,
     ) -> None:
         self._fleet = fleet
         self._metrics = metrics
         self._kept = kept
         self._admission = admission
         self._recovery_s = recovery_s
+        self._tracer = tracer
         self.model: ServedModel | None = None
 
     async def Generate(
@@ -50,8 +63,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         arrival = monotonic()
         async with statuses(context, self._admission):
-            check_request_id(request.request_id)
-            with self._place(request.n) as place:
+            with self._recorded(request, context, arrival) as record, self._place(request.n) as place:
                 match request.WhichOneof("prompt"):
                     case "text":
                         check_size(len(request.text), self._served.limits, self._tokenizer.longest_token)
@@ -61,7 +73,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                         prompt = list(request.token_ids.ids)
                     case _:
                         raise InvalidRequest("the request has no prompt: set text or token_ids")
-                async with aclosing(self._run(prompt, request, context, place, arrival)) as responses:
+                async with aclosing(self._run(prompt, request, context, place, record, arrival)) as responses:
                     async for response in responses:
                         yield response
 
@@ -70,20 +82,21 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[inference_pb2.ChatResponse]:
         arrival = monotonic()
         async with statuses(context, self._admission):
-            check_request_id(request.request_id)
-            messages = check_messages(request.messages)
-            tokenizer = self._tokenizer
-            characters = sum(len(message["role"]) + len(message["content"]) for message in messages)
-            check_size(characters, self._served.limits, tokenizer.longest_token)
-            now = chat_time(request.resume)
-            with self._place(request.n) as place:
-                try:
-                    prompt = await asyncio.to_thread(tokenizer.chat_prompt, messages, now)
-                except ChatTemplateError as error:
-                    raise InvalidRequest(str(error)) from error
-                async with aclosing(self._run(prompt, request, context, place, arrival, now.isoformat())) as responses:
-                    async for response in responses:
-                        yield inference_pb2.ChatResponse(output=response)
+            with self._recorded(request, context, arrival) as record:
+                messages = check_messages(request.messages)
+                tokenizer = self._tokenizer
+                characters = sum(len(message["role"]) + len(message["content"]) for message in messages)
+                check_size(characters, self._served.limits, tokenizer.longest_token)
+                now = chat_time(request.resume)
+                with self._place(request.n) as place:
+                    try:
+                        prompt = await asyncio.to_thread(tokenizer.chat_prompt, messages, now)
+                    except ChatTemplateError as error:
+                        raise InvalidRequest(str(error)) from error
+                    answer = self._run(prompt, request, context, place, record, arrival, now.isoformat())
+                    async with aclosing(answer) as responses:
+                        async for response in responses:
+                            yield inference_pb2.ChatResponse(output=response)
 
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
@@ -121,6 +134,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         request: inference_pb2.GenerateRequest | inference_pb2.ChatRequest,
         context: Context,
         place: Place,
+        record: RequestRecord,
         arrival: float,
         chat_time: str = "",
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
@@ -136,17 +150,27 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             arrival -= request.resume.elapsed_seconds
             self._metrics.resumed("gateway", len(job.begun))
         place.settle(job.tokens(model.limits))
+        record.begun(job, model.plan.model.name)
         with (
             CALLER.get().allowance.request(len(job.indexes), len(job.prompt)) as spend,
             self._metrics.streams.track_inprogress(),
         ):
             generation = Generation(
-                job, self._fleet, self._kept, self._metrics, model.tokenizer, arrival, self._recovery_s
+                job, self._fleet, self._kept, self._metrics, model.tokenizer, arrival, self._recovery_s, record
             )
             async with aclosing(generation.responses()) as responses:
                 async for response in responses:
                     spend(len(response.token_ids))
+                    record.took(response)
                     yield response
+
+    def _recorded(
+        self, request: inference_pb2.GenerateRequest | inference_pb2.ChatRequest, context: Context, arrival: float
+    ) -> AbstractContextManager[RequestRecord]:
+        check_request_id(request.request_id)
+        method = "Chat" if isinstance(request, inference_pb2.ChatRequest) else "Generate"
+        spans = None if self._tracer is None else RequestSpans(self._tracer, method, context)
+        return recorded(RequestRecord(request.request_id, CALLER.get().tenant, arrival, spans))
 
     def _place(self, outputs: int) -> AbstractContextManager[Place]:
         """Held before a prompt is made tokens of, so that a flood of prompts costs no more than refusing them."""

@@ -48,7 +48,9 @@ class RegistryWatch:
                     request = registry_pb2.WatchRequest(gateway_id=self._gateway_id)
                     shown = showing(self._secret.current)
                     async for message in registry_pb2_grpc.RegistryStub(channel).Watch(request, metadata=shown):
-                        self._complaint = ""
+                        if self._complaint:
+                            log.info("the coordinator answers again", extra={"registry": address})
+                            self._complaint = ""
                         await self._take(message)
             except grpc.aio.AioRpcError as error:
                 raise_if_cancelled()
@@ -60,9 +62,9 @@ class RegistryWatch:
     def _complain(self, address: str, error: grpc.aio.AioRpcError) -> None:
         """Says once that the coordinator is away, and once that it refuses this gateway."""
         refused = error.code() is grpc.StatusCode.UNAUTHENTICATED
-        complaint = "refuses this gateway" if refused else "does not answer"
+        complaint = f"the coordinator {'refuses this gateway' if refused else 'does not answer'}"
         if not self._complaint or (refused and self._complaint != complaint):
-            log.warning("the coordinator at %s %s (%s); calling again", address, complaint, error.details())
+            log.warning(complaint, extra={"registry": address, "error": error.details()})
             self._complaint = complaint
 
     def moved(self, address: str) -> None:

@@ -25,6 +25,7 @@ from cluster.spec import DeploymentSpec
 from cluster.topology import ray_nodes
 from partitioning.plan import PlanError
 from phalanx.v1 import registry_pb2
+from workers.log import set_up
 from workers.security.secret import new_secret
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Coordinator:
 
     def __init__(self, spec_json: str, life: str, detached: bool, secrets: list[str]) -> None:
         self._spec = DeploymentSpec.model_validate_json(spec_json)
+        set_up(self._spec.log, "coordinator", deployment=self._spec.name)
         self._record = DeploymentRecord(self._spec.name, life, detached, secrets or [new_secret()])
         self._registry = Registry(
             self._spec.name, lambda: self._record.secrets, self.scale, self._spec.internal_tls, self._vitals
@@ -103,6 +105,7 @@ class Coordinator:
             ReplicaError: a new one could not be built; it is given up.
         """
         await (await self._opened()).scale(replicas)
+        log.info("scaled", extra={"replicas": replicas})
         return replicas
 
     async def roll(self, spec_json: str) -> None:
@@ -113,6 +116,7 @@ class Coordinator:
             PlanError, ReplicaError: a new replica could not be built. Those not replaced yet go on.
         """
         await (await self._opened()).roll(DeploymentSpec.model_validate_json(spec_json))
+        log.info("rolled")
 
     async def close(self) -> None:
         """Ends the replicas, and leaves no actor or placement group behind."""
@@ -123,6 +127,7 @@ class Coordinator:
         await self._registry.stop()
         await self._endpoint.stop()
         await asyncio.to_thread(self._record.erase)
+        log.info("closed")
         self._closed.set()
 
     async def until_closed(self) -> None:
@@ -139,7 +144,7 @@ class Coordinator:
 
     async def _open(self) -> Opened:
         left = await asyncio.to_thread(DeploymentRecord.read, self._spec.name)
-        if left is not None and left.life == self._record.life:
+        if taken_over := left is not None and left.life == self._record.life:
             self._record = left
             try:
                 await self._show_metrics()
@@ -156,6 +161,7 @@ class Coordinator:
             self._replicas = ReplicaSet(self._record, self._registry)
             self._replicas.begin(blueprint)
         self._keeper = asyncio.create_task(self._keep(self._replicas))
+        log.info("coordinating", extra={"registry": self._record.registry, "taken_over": taken_over})
         return Opened(self._record.registry, self._record.secrets[0], self._replicas.blueprint.plan_json, self._metrics)
 
     async def _planned(self) -> Blueprint:
@@ -167,7 +173,7 @@ class Coordinator:
             except PlanError as error:
                 if monotonic() + _DEVICES_S > deadline:
                     raise
-                log.warning("waiting for devices, for up to %.0f s: %s", deadline - monotonic(), error)
+                log.warning("waiting for devices", extra={"left_s": round(deadline - monotonic()), "error": str(error)})
                 await asyncio.sleep(_DEVICES_S)
 
     async def _listen(self, *wishes: str | None) -> None:
@@ -181,7 +187,7 @@ class Coordinator:
             try:
                 bound = await self._registry.start(host, int(port))
             except RuntimeError as error:
-                log.warning("the registry cannot listen on %s:%s: %s", host, port, error)
+                log.warning("the registry cannot listen", extra={"address": f"{host}:{port}", "error": str(error)})
             else:
                 self._record.registry = f"{host}:{bound}"
                 return

@@ -43,17 +43,23 @@ class EpochError(RuntimeError):
 
 
 class Epoch:
-    """`name` is its own in the Ray cluster; `secret` is what its processes know of each other by; `detached` says
-    whether its placement group outlives the job that serves."""
+    """Epoch `number` of a replica. `name` is its own in the Ray cluster; `secret` is what its processes know of each
+    other by; `detached` says whether its placement group outlives the job that serves."""
 
-    def __init__(self, blueprint: Blueprint, name: str, secret: str, detached: bool) -> None:
+    def __init__(self, blueprint: Blueprint, replica: int, number: int, name: str, secret: str, detached: bool) -> None:
         self._blueprint, self._name, self._secret, self._detached = blueprint, name, secret, detached
+        self._replica, self._number = replica, number
         self._ranks = len(blueprint.plan.ranks)
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._lifelines: Lifelines | None = None
         self.ranks: list[registry_pb2.RankInfo] = []
         self.address = ""  # of rank 0's link, as host:port
+
+    @property
+    def _own(self) -> dict[str, object]:
+        """What lines in the log name it by."""
+        return {"replica": self._replica, "epoch": self._number}
 
     @property
     def link_secret(self) -> str:
@@ -141,7 +147,7 @@ class Epoch:
                 await self._actors[0].stop.remote()
                 await self._lifelines.all_ended()
         except (TimeoutError, RayTaskError, RayActorError) as error:
-            log.warning("%s had to be killed: %s", self._name, reason(error))
+            log.warning("ranks had to be killed", extra={**self._own, "error": reason(error)})
 
     def tear_down(self) -> None:
         """Ends every process and gives the devices back."""
@@ -203,6 +209,10 @@ class Epoch:
                 rank,
                 self._secret,
                 self._blueprint.spec.internal_tls,
+                self._blueprint.spec.log,
+                self._replica,
+                self._number,
+                self._blueprint.spec.traces,
             )
         )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import ray
@@ -14,13 +16,17 @@ from prometheus_client import generate_latest
 
 from partitioning.plan_json import plan_from_json
 from workers.lifeline import Lifeline
+from workers.log import LogConfig, set_up
 from workers.metrics import RankMetrics
 from workers.request import EngineConfig, EngineLoad
 from workers.security.peers import PeerTls
 from workers.security.secret import derived
+from workers.traces import Traces
 
 if TYPE_CHECKING:
     from workers.service import EngineService
+
+log = logging.getLogger(__name__)
 
 # What parts of an epoch's secret are for.
 LINK, LIFELINE = "link", "lifeline"
@@ -28,9 +34,22 @@ _BEATS = 8  # signs of life within the deadline of a step
 
 
 class RankActor:
-    """Rank `rank` of a plan. `secret` is what the epoch's processes know each other by."""
+    """Rank `rank` of a plan, of that epoch of a replica. `secret` is what the epoch's processes know each other by,
+    `traces` where rank 0 sends spans, if anywhere."""
 
-    def __init__(self, plan_json: str, engine_json: str, rank: int, secret: str, tls: PeerTls | None) -> None:
+    def __init__(
+        self,
+        plan_json: str,
+        engine_json: str,
+        rank: int,
+        secret: str,
+        tls: PeerTls | None,
+        logs: LogConfig,
+        replica: int,
+        epoch: int,
+        traces: str | None,
+    ) -> None:
+        set_up(logs, "rank", replica=replica, epoch=epoch, rank=rank)
         from workers.rank import Rank  # torch takes a second to import, which the coordinator need not
 
         plan = plan_from_json(plan_json)
@@ -42,6 +61,7 @@ class RankActor:
             plan = dataclasses.replace(plan, ranks=tuple(ranks))
         self._config = EngineConfig.of(json.loads(engine_json))
         self._secret, self._tls = secret, tls
+        self._traces, self._instance = traces, f"replica-{replica}-epoch-{epoch}"
         self._rank = Rank(plan, rank, self._config)
         self._metrics = RankMetrics(self._rank, rank)
         self._service: EngineService | None = None
@@ -65,7 +85,10 @@ class RankActor:
         self._rank.join(host, port, self._secret, address)
 
     def load(self) -> int:
-        return self._rank.load()
+        started = monotonic()
+        read = self._rank.load()
+        log.info("weights loaded", extra={"bytes": read, "seconds": round(monotonic() - started, 3)})
+        return read
 
     def follow(self) -> None:
         """Other ranks: begins to work; the lifeline tells of the end."""
@@ -75,8 +98,10 @@ class RankActor:
         """Rank 0: generates a first token, then listens on `host`; returns the port. The lifeline tells of the end."""
         from workers.service import EngineService
 
-        self._service = EngineService(self._rank.engine, derived(self._secret, LINK), self._tls)
+        traces = None if self._traces is None else Traces(self._traces, "phalanx-replica", self._instance)
+        self._service = EngineService(self._rank.engine, derived(self._secret, LINK), self._tls, traces)
         port = self._service.start(host)
+        log.info("serving", extra={"address": f"{host}:{port}"})
         threading.Thread(target=self._work, args=(self._service.wait,), name="rank", daemon=True).start()
         return port
 
@@ -104,6 +129,9 @@ class RankActor:
         try:
             work()
             self._rank.close()
+            log.info("rank ended")
             self._lifeline.end("")
         except BaseException as error:
-            self._lifeline.end(f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            log.error("rank ended", extra={"error": reason})
+            self._lifeline.end(reason)

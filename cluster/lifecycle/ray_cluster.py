@@ -11,14 +11,15 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray.exceptions import RayActorError, RayTaskError
 
+from cluster.lifecycle import actor_lines
 from cluster.lifecycle.coordinator import Coordinator
 from cluster.lifecycle.names import NAMESPACE, coordinator_name
 from cluster.security.registry_secret import given_secrets
 from cluster.spec import DeploymentSpec
 from partitioning.topology import usable_cores
+from workers.log import writes_json
 
 _CLOSE_S = 20.0
 _OBJECT_STORE_BYTES = 100 << 20  # of a local cluster: nothing large goes through Ray
@@ -41,7 +42,7 @@ def join(say: Say) -> None:
         raise DeployError("RAY_ADDRESS is not set: set it to the Ray cluster's address, such as 10.0.0.1:6379")
     say(f"joining the Ray cluster at {address}")
     try:
-        ray.init(address=address, **_COMMON)
+        _init(address=address)
     except Exception as error:  # Ray raises many kinds
         token = "If the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)."
         raise DeployError(f"cannot join the Ray cluster at {address}: {error}. {token}") from error
@@ -60,19 +61,21 @@ def join_or_start(spec: DeploymentSpec, say: Say) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ranks = (spec.tp or 1) * (spec.pp or 1) * (spec.replicas or 1)
     try:
-        ray.init(
+        _init(
             address="local",
             # More ranks than cores are slow, and fine for a trial.
             num_cpus=max(usable_cores(), ranks),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
-            **_COMMON,
         )
     except Exception as error:
         raise DeployError(f"cannot start a Ray cluster on this machine: {error}.") from error
 
 
-_COMMON: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR}
+def _init(**options: Any) -> None:
+    ray.init(namespace=NAMESPACE, logging_level=logging.ERROR, **options)
+    if writes_json():
+        actor_lines.as_json()
 
 
 def handed_over(spec: DeploymentSpec) -> str:
@@ -128,14 +131,8 @@ async def ask(call: Any) -> Any:
 
 async def end_coordinator(coordinator: Any) -> None:
     """Lets it end everything that it started, and itself."""
-    _mute_workers()
+    actor_lines.mute()
     with suppress(RayActorError, TimeoutError):
         async with asyncio.timeout(_CLOSE_S):
             await coordinator.close.remote()
     ray.kill(coordinator)
-
-
-def _mute_workers() -> None:
-    """No longer shows here what workers print: one that Ray ends while it starts leaves a traceback, at an orderly end
-    too. Ray has no public way to stop this after `init`."""
-    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")

@@ -86,7 +86,7 @@ class Registry(registry_pb2_grpc.RegistryServicer):
     async def Watch(
         self, request: registry_pb2.WatchRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[registry_pb2.WatchResponse]:
-        log.info("%s follows the cluster", request.gateway_id)
+        log.info("a gateway follows the cluster", extra={"gateway": request.gateway_id})
         while True:
             changed = self._changed
             state = registry_pb2.WatchResponse()

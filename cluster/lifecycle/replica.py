@@ -98,6 +98,7 @@ class ReplicaLife:
     async def stop(self) -> None:
         """Lets the ranks end in order, and those that do not, at once."""
         await self._end()
+        self._log(logging.INFO, "replica stopped")
         self._record.forget(self.state.id)
 
     async def return_to_plan(self, nodes: list[RayNode], drain_s: float) -> None:
@@ -105,6 +106,7 @@ class ReplicaLife:
         if self.recut and self.state.state == registry_pb2.REPLICA_STATE_READY and self._would_fit(nodes):
             await self._drain(drain_s)
             await self._end()
+            self._log(logging.INFO, "epoch ended", reason="the planned cut has room again")
             self._before = f"; epoch {self.state.epoch} ended: the planned cut has room again"
             self.begin()
 
@@ -122,6 +124,7 @@ class ReplicaLife:
     async def _drain(self, drain_s: float) -> None:
         if self.state.state != registry_pb2.REPLICA_STATE_READY:
             return
+        self._log(logging.INFO, "replica draining", drain_s=drain_s)
         self._become(registry_pb2.REPLICA_STATE_DRAINING, f"draining for up to {drain_s:g} s")
         deadline = monotonic() + drain_s
         with suppress(EpochError):
@@ -173,6 +176,7 @@ class ReplicaLife:
             self._before = f"; epoch {self.state.epoch} ended: {detail}"
             pause = _PAUSES_S[min(failures, len(_PAUSES_S)) - 1] if failures > 1 else 0.0
             again = f"; trying again in {pause:g} s, after {failures} failures" if pause else ""
+            self._log(logging.WARNING, "epoch ended", error=detail, failures=failures, retry_s=pause)
             self._become(registry_pb2.REPLICA_STATE_FAILED, detail + again)
             self._tear_down()
             await asyncio.sleep(pause)
@@ -185,6 +189,7 @@ class ReplicaLife:
         self._epoch = self._new_epoch(left.secret)
         await self._epoch.adopt(left.address, left.nodes)
         await self._epoch.announce(self._record.registry)
+        self._log(logging.INFO, "epoch taken over", address=left.address)
         self._become(registry_pb2.REPLICA_STATE_READY, "goes on after the coordinator was away")
 
     async def _build(self) -> None:
@@ -195,6 +200,7 @@ class ReplicaLife:
         placement = self._find_room(nodes)
         secret = self._record.begin_epoch(self.state.id, self.state.epoch, self._blueprint, self._placement)
         self._epoch = self._new_epoch(secret)
+        self._log(logging.INFO, "epoch started", nodes=self._placement, cut=_cut(self._blueprint))
 
         def begin(what: str) -> None:
             self._become(registry_pb2.REPLICA_STATE_STARTING, f"{what}{self._before}")
@@ -202,12 +208,15 @@ class ReplicaLife:
         read = await self._epoch.build(placement, len(nodes) == 1, begin)
         self._record.ready(self.state.id, self._epoch.address)
         cut = f", in another cut: {_cut(self._blueprint)}" if self.recut else ""
-        detail = f"ready after {monotonic() - started:.1f} s, {read / 1e6:,.0f} MB read{cut}"
+        seconds = monotonic() - started
+        self._log(logging.INFO, "epoch ready", seconds=round(seconds, 3), bytes=read, address=self._epoch.address)
+        detail = f"ready after {seconds:.1f} s, {read / 1e6:,.0f} MB read{cut}"
         self._become(registry_pb2.REPLICA_STATE_READY, detail)
 
     def _new_epoch(self, secret: str) -> Epoch:
-        name = epoch_name(self._planned.spec.name, self._record.life, self.state.id, self.state.epoch)
-        return Epoch(self._blueprint, name, secret, self._record.detached)
+        replica, number = self.state.id, self.state.epoch
+        name = epoch_name(self._planned.spec.name, self._record.life, replica, number)
+        return Epoch(self._blueprint, replica, number, name, secret, self._record.detached)
 
     def _find_room(self, nodes: dict[str, RayNode]) -> list[RayNode]:
         """The node of each rank: as before if these live, otherwise wherever there is room now; in the planned cut if
@@ -230,6 +239,9 @@ class ReplicaLife:
         except PlanError:
             return False
         return True
+
+    def _log(self, level: int, event: str, **fields: object) -> None:
+        log.log(level, event, extra={"replica": self.state.id, "epoch": self.state.epoch, **fields})
 
     def _become(self, state: registry_pb2.ReplicaState, detail: str) -> None:
         self.state.state, self.state.detail = state, detail

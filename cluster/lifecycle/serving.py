@@ -82,6 +82,7 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
                     insecure=spec.insecure,
                     internal_tls=spec.internal_tls,
                     metrics_address=spec.metrics_address,
+                    traces=spec.traces,
                 ),
                 _Progress(say),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from grpc_health.v1 import health
 from cluster.gateway.caller import CALLER
 from cluster.security.tokens import TokenFile
 from phalanx.v1 import admin_pb2
+
+log = logging.getLogger(__name__)
 
 _HEALTH = f"/{health.SERVICE_NAME}/"
 _ADMIN = f"/{admin_pb2.DESCRIPTOR.services_by_name['Admin'].full_name}/"
@@ -31,11 +34,11 @@ class Authentication(grpc.aio.ServerInterceptor):
                 what = (
                     "no token came with the call" if shown is None else "the token is not one that this gateway knows"
                 )
-                return _refusal(
-                    grpc.StatusCode.UNAUTHENTICATED, f"{what}: send `authorization: Bearer TOKEN` as metadata"
-                )
+                detail = f"{what}: send `authorization: Bearer TOKEN` as metadata"
+                return _refusal(details.method, grpc.StatusCode.UNAUTHENTICATED, detail)
             if details.method.startswith(_ADMIN) and not holder.admin:
-                return _refusal(grpc.StatusCode.PERMISSION_DENIED, "this token's entry does not say `admin: true`")
+                detail = "this token's entry does not say `admin: true`"
+                return _refusal(details.method, grpc.StatusCode.PERMISSION_DENIED, detail)
             CALLER.set(holder.caller)
         return await continuation(details)
 
@@ -47,7 +50,9 @@ def _bearer(details: grpc.HandlerCallDetails) -> str | None:
     return None
 
 
-def _refusal(code: grpc.StatusCode, detail: str) -> grpc.RpcMethodHandler[Any, Any]:
+def _refusal(method: str, code: grpc.StatusCode, detail: str) -> grpc.RpcMethodHandler[Any, Any]:
+    log.info("call refused", extra={"method": method, "reason": code.name.lower()})
+
     async def refuse(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(code, detail)
 

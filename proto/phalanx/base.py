@@ -43,7 +43,7 @@ class BaseClient:
     def _open(self, stream: Stream, route: Route) -> Any:
         """The call that asks for the rest of a stream."""
         method = getattr(self._gateways[route.place].inference, stream.method)
-        return method(stream.request(), timeout=route.timeout, metadata=self._metadata)
+        return method(stream.request(), timeout=route.timeout, metadata=(*self._metadata, *stream.metadata))
 
     def _drain_request(self, seconds: int) -> admin_pb2.DrainRequest:
         if len(self._addresses) > 1:

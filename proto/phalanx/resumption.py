@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -9,6 +10,7 @@ import grpc
 
 from phalanx.errors import PhalanxError
 from phalanx.messages import Chunk, chunk
+from phalanx.trace_context import trace_context
 from phalanx.v1 import inference_pb2
 
 Request = inference_pb2.GenerateRequest | inference_pb2.ChatRequest
@@ -24,11 +26,15 @@ class _Output:
 
 
 class Stream:
-    """One streamed request, over all the calls that it takes. `method` is that of the service."""
+    """One streamed request, over all the calls that it takes. `method` is that of the service; `metadata` names the
+    span that the caller was in."""
 
     def __init__(self, request: Request) -> None:
+        self.metadata = trace_context()
         self.method = "Chat" if isinstance(request, inference_pb2.ChatRequest) else "Generate"
         self._request = request
+        # Without a name, each gateway would give it another one in its log.
+        request.request_id = request.request_id or uuid.uuid4().hex
         self._start = monotonic()
         self._outputs: dict[int, _Output] = {}
 

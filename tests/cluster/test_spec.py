@@ -22,6 +22,7 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
     [
         ({}, "model: Field required"),
         ({"tp": 0}, "tp: .*greater than or equal to 1"),
+        ({"traces": "collector:4317"}, r"traces: .*\^https\?"),
         ({"tpp": 2}, "tpp: Extra inputs"),
         ({"name": "Not A Name"}, "name: "),
         ({"dtype": "int3"}, "dtype: "),

@@ -18,6 +18,7 @@ import pytest
 
 from cluster.text import load_tokenizer
 from phalanx import AsyncClient, Client, DeadlineExceeded, InvalidRequest, Overloaded, PhalanxError
+from tests.collector import Span, collector
 from tests.e2e.clusters import with_our_python
 from tests.e2e.processes import COMMAND, ROOT, START_S, free_port, gone, running
 from tests.oracle.references import Reference
@@ -55,7 +56,10 @@ def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> N
                     os.kill(ranks[3].pid, signal.SIGKILL)
         return tokens
 
-    with running(_serve(model, address, "--tp", "2", "--pp", "2"), tmp_path) as serve:
+    with (
+        collector() as collected,
+        running(_serve(model, address, "--tp", "2", "--pp", "2", "--traces", collected.endpoint), tmp_path) as serve,
+    ):
         serve.wait_for("is ready at")
         undisturbed = asyncio.run(stream(False))
         assert asyncio.run(stream(True)) == undisturbed
@@ -72,9 +76,19 @@ def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> N
         ]
         assert all(rank["memory_bytes"] > 1e6 and rank["heard_s"] < 20 for rank in replica["ranks"])
         assert re.search(r"epoch 1 ended: rank 3 on \S+: its process died", serve.output), serve.output
+        # The dead epoch sends no more; the one that the stream went on at does.
+        decoded = [span for span in collected.wait(_is_moved) if span.name == "decode"]
+        assert [span.service for span in decoded] == ["phalanx-replica"] * 2
+        assert [span.attributes["phalanx.generated_tokens"] == 300 for span in decoded] == [True, False]
         family = serve.family()
         assert serve.end(signal.SIGTERM) == 0, serve.output
         assert gone(family)
+
+
+def _is_moved(spans: list[Span]) -> bool:
+    """Whether there are the spans of the stream that ran undisturbed, and of the end of the one that moved."""
+    moved = [span for span in spans if span.attributes.get("phalanx.moves") == 1]
+    return len(moved) == 1 and sum(span.name == "decode" for span in spans) == 2
 
 
 def test_what_clients_do_to_a_deployment(model: Path, tmp_path: Path) -> None:
@@ -82,12 +96,15 @@ def test_what_clients_do_to_a_deployment(model: Path, tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text(
         f"model: {model}\ntp: 2\nreplicas: 2\ndtype: float32\nmax_model_len: 512\nkv_cache_tokens: 8192\n"
-        f"max_sequences: 64\nlisten: {address}\n"
+        f"max_sequences: 64\nlisten: {address}\nlog_format: json\n"
     )
     with running(["serve", str(spec)], tmp_path) as serve:
         serve.wait_for("is ready at")
         asyncio.run(_clients(address, model))
         assert serve.end(signal.SIGTERM) == 0, serve.output
+    lines = [json.loads(line) for line in serve.output.splitlines()]
+    events = {(line["process"], line["event"]) for line in lines}
+    assert {("coordinator", "epoch ready"), ("rank", "weights loaded"), ("gateway", "request finished")} <= events
 
 
 async def _clients(address: str, model: Path) -> None:

@@ -13,6 +13,7 @@ from cluster.gateway.fleet import Fleet
 from cluster.gateway.generation import Generation, _Output
 from cluster.gateway.kept import Kept
 from cluster.gateway.link import LinkLost
+from cluster.gateway.record import RequestRecord
 from cluster.gateway.requests import Limits, check_job
 from cluster.metrics.gateway import GatewayMetrics
 from phalanx.v1 import inference_pb2, replica_pb2
@@ -29,7 +30,8 @@ class JournalMachine(RuleBasedStateMachine):
     def start(self, seed: int) -> None:
         sampling = inference_pb2.Sampling(max_tokens=_LONGEST, seed=seed, logprobs=0)
         job = check_job([1, 2, 3], sampling, _OUTPUTS, 0, Limits(_VOCAB, 100))
-        self.generation = Generation(job, Fleet(), Kept(), GatewayMetrics(), None, monotonic(), 1.0)
+        record = RequestRecord("", "", 0.0, None)
+        self.generation = Generation(job, Fleet(), Kept(), GatewayMetrics(), None, monotonic(), 1.0, record)
         self.outputs = list(self.generation._running.values())
         rng = random.Random(seed)
         self.truth = [[rng.randrange(_VOCAB) for _ in range(rng.randrange(1, _LONGEST))] for _ in self.outputs]

@@ -23,5 +23,5 @@ def library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(build()))
     except (BuildError, OSError) as error:
-        _log.warning("event=no_native_kernels everything runs on torch alone, slower: %s", error)
+        _log.warning("no native kernels, everything runs on torch alone, slower", extra={"error": str(error)})
         return None

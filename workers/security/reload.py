@@ -43,9 +43,9 @@ class Reloaded(Generic[T]):
         try:
             self._value = self._load()
         except SecurityError as error:
-            log.warning("event=reload_failed what was read from %s before stays in force: %s", names, error)
+            log.warning("reload failed, what was read before stays", extra={"files": names, "error": str(error)})
         else:
-            log.info("event=reloaded files=%s", names)
+            log.info("reloaded", extra={"files": names})
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(path) for path in self._paths]

@@ -25,31 +25,31 @@ _sym_db = _symbol_database.Default()
 from phalanx.v1 import inference_pb2 as phalanx_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18phalanx/v1/replica.proto\x12\nphalanx.v1\x1a\x1aphalanx/v1/inference.proto\"\xb2\x01\n\rAttachRequest\x12$\n\x06submit\x18\x01 \x01(\x0b\x32\x12.phalanx.v1.SubmitH\x00\x12$\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x12.phalanx.v1.CancelH\x00\x12\"\n\x05pause\x18\x03 \x01(\x0b\x32\x11.phalanx.v1.PauseH\x00\x12&\n\x07unpause\x18\x04 \x01(\x0b\x32\x13.phalanx.v1.UnpauseH\x00\x42\t\n\x07\x63ommand\"\xaa\x01\n\x06Submit\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\nprompt_len\x18\x03 \x01(\r\x12&\n\x08sampling\x18\x04 \x01(\x0b\x32\x14.phalanx.v1.Sampling\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x0e\n\x06weight\x18\x07 \x01(\x01\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\"\x15\n\x06\x43\x61ncel\x12\x0b\n\x03key\x18\x01 \x01(\x04\"\x14\n\x05Pause\x12\x0b\n\x03key\x18\x01 \x01(\x04\"\x16\n\x07Unpause\x12\x0b\n\x03key\x18\x01 \x01(\x04\"q\n\x0e\x41ttachResponse\x12&\n\x04news\x18\x01 \x03(\x0b\x32\x18.phalanx.v1.SequenceNews\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.phalanx.v1.ReplicaLoad\x12\x10\n\x08registry\x18\x03 \x01(\t\"\xc2\x01\n\x0cSequenceNews\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.phalanx.v1.TokenLogprob\x12$\n\x03\x65nd\x18\x05 \x01(\x0e\x32\x17.phalanx.v1.SequenceEnd\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"\xdf\x01\n\x0bReplicaLoad\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x03 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x04 \x01(\r\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x06 \x01(\x04\x12\x0e\n\x06parked\x18\x07 \x01(\r\x12\x15\n\rcached_blocks\x18\x08 \x01(\r\x12\x15\n\rprompt_tokens\x18\t \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\n \x01(\x04*\xe0\x01\n\x0bSequenceEnd\x12\x1c\n\x18SEQUENCE_END_UNSPECIFIED\x10\x00\x12\x15\n\x11SEQUENCE_END_STOP\x10\x01\x12\x17\n\x13SEQUENCE_END_LENGTH\x10\x02\x12\x1a\n\x16SEQUENCE_END_CANCELLED\x10\x03\x12\x1b\n\x17SEQUENCE_END_QUEUE_FULL\x10\x04\x12\x19\n\x15SEQUENCE_END_REJECTED\x10\x05\x12\x18\n\x14SEQUENCE_END_EXPIRED\x10\x06\x12\x15\n\x11SEQUENCE_END_SHED\x10\x07\x32R\n\x0bReplicaLink\x12\x43\n\x06\x41ttach\x12\x19.phalanx.v1.AttachRequest\x1a\x1a.phalanx.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18phalanx/v1/replica.proto\x12\nphalanx.v1\x1a\x1aphalanx/v1/inference.proto\"\xb2\x01\n\rAttachRequest\x12$\n\x06submit\x18\x01 \x01(\x0b\x32\x12.phalanx.v1.SubmitH\x00\x12$\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x12.phalanx.v1.CancelH\x00\x12\"\n\x05pause\x18\x03 \x01(\x0b\x32\x11.phalanx.v1.PauseH\x00\x12&\n\x07unpause\x18\x04 \x01(\x0b\x32\x13.phalanx.v1.UnpauseH\x00\x42\t\n\x07\x63ommand\"\xd3\x01\n\x06Submit\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\nprompt_len\x18\x03 \x01(\r\x12&\n\x08sampling\x18\x04 \x01(\x0b\x32\x14.phalanx.v1.Sampling\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x0e\n\x06weight\x18\x07 \x01(\x01\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x13\n\x0btraceparent\x18\n \x01(\t\"\x15\n\x06\x43\x61ncel\x12\x0b\n\x03key\x18\x01 \x01(\x04\"\x14\n\x05Pause\x12\x0b\n\x03key\x18\x01 \x01(\x04\"\x16\n\x07Unpause\x12\x0b\n\x03key\x18\x01 \x01(\x04\"q\n\x0e\x41ttachResponse\x12&\n\x04news\x18\x01 \x03(\x0b\x32\x18.phalanx.v1.SequenceNews\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.phalanx.v1.ReplicaLoad\x12\x10\n\x08registry\x18\x03 \x01(\t\"\xc2\x01\n\x0cSequenceNews\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.phalanx.v1.TokenLogprob\x12$\n\x03\x65nd\x18\x05 \x01(\x0e\x32\x17.phalanx.v1.SequenceEnd\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"\xdf\x01\n\x0bReplicaLoad\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x03 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x04 \x01(\r\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x06 \x01(\x04\x12\x0e\n\x06parked\x18\x07 \x01(\r\x12\x15\n\rcached_blocks\x18\x08 \x01(\r\x12\x15\n\rprompt_tokens\x18\t \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\n \x01(\x04*\xe0\x01\n\x0bSequenceEnd\x12\x1c\n\x18SEQUENCE_END_UNSPECIFIED\x10\x00\x12\x15\n\x11SEQUENCE_END_STOP\x10\x01\x12\x17\n\x13SEQUENCE_END_LENGTH\x10\x02\x12\x1a\n\x16SEQUENCE_END_CANCELLED\x10\x03\x12\x1b\n\x17SEQUENCE_END_QUEUE_FULL\x10\x04\x12\x19\n\x15SEQUENCE_END_REJECTED\x10\x05\x12\x18\n\x14SEQUENCE_END_EXPIRED\x10\x06\x12\x15\n\x11SEQUENCE_END_SHED\x10\x07\x32R\n\x0bReplicaLink\x12\x43\n\x06\x41ttach\x12\x19.phalanx.v1.AttachRequest\x1a\x1a.phalanx.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phalanx.v1.replica_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEQUENCEEND']._serialized_start=1030
-  _globals['_SEQUENCEEND']._serialized_end=1254
+  _globals['_SEQUENCEEND']._serialized_start=1071
+  _globals['_SEQUENCEEND']._serialized_end=1295
   _globals['_ATTACHREQUEST']._serialized_start=69
   _globals['_ATTACHREQUEST']._serialized_end=247
   _globals['_SUBMIT']._serialized_start=250
-  _globals['_SUBMIT']._serialized_end=420
-  _globals['_CANCEL']._serialized_start=422
-  _globals['_CANCEL']._serialized_end=443
-  _globals['_PAUSE']._serialized_start=445
-  _globals['_PAUSE']._serialized_end=465
-  _globals['_UNPAUSE']._serialized_start=467
-  _globals['_UNPAUSE']._serialized_end=489
-  _globals['_ATTACHRESPONSE']._serialized_start=491
-  _globals['_ATTACHRESPONSE']._serialized_end=604
-  _globals['_SEQUENCENEWS']._serialized_start=607
-  _globals['_SEQUENCENEWS']._serialized_end=801
-  _globals['_REPLICALOAD']._serialized_start=804
-  _globals['_REPLICALOAD']._serialized_end=1027
-  _globals['_REPLICALINK']._serialized_start=1256
-  _globals['_REPLICALINK']._serialized_end=1338
+  _globals['_SUBMIT']._serialized_end=461
+  _globals['_CANCEL']._serialized_start=463
+  _globals['_CANCEL']._serialized_end=484
+  _globals['_PAUSE']._serialized_start=486
+  _globals['_PAUSE']._serialized_end=506
+  _globals['_UNPAUSE']._serialized_start=508
+  _globals['_UNPAUSE']._serialized_end=530
+  _globals['_ATTACHRESPONSE']._serialized_start=532
+  _globals['_ATTACHRESPONSE']._serialized_end=645
+  _globals['_SEQUENCENEWS']._serialized_start=648
+  _globals['_SEQUENCENEWS']._serialized_end=842
+  _globals['_REPLICALOAD']._serialized_start=845
+  _globals['_REPLICALOAD']._serialized_end=1068
+  _globals['_REPLICALINK']._serialized_start=1297
+  _globals['_REPLICALINK']._serialized_end=1379
 # @@protoc_insertion_point(module_scope)

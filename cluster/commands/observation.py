@@ -1,0 +1,26 @@
+"""Options of the commands that run a part of a deployment: what it tells of itself, and where."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workers.log import LogFormat, LogLevel
+
+TracesOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar=["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"],
+        help="Where spans go by OTLP over gRPC, such as http://127.0.0.1:4317.",
+        show_default=False,
+    ),
+]
+LogFormatOption = Annotated[
+    LogFormat | None,
+    typer.Option(envvar="PHALANX_LOG_FORMAT", help="Lines of text, or a JSON object a line.", show_default="text"),
+]
+LogLevelOption = Annotated[
+    LogLevel | None,
+    typer.Option(envvar="PHALANX_LOG_LEVEL", help="From which level on events are written.", show_default="info"),
+]
