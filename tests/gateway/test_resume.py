@@ -229,6 +229,14 @@ async def test_a_stream_survives_as_many_gateways_as_there_are(model: Path, resu
         _assert_same([output], expected)
         _assert_times_are_of_the_whole(output, resumed["x"])
         assert len(resumed["x"].resume.outputs[0].token_ids) > 120
+        assert _counted(cluster, "phalanx_streams_resumed_total", cause="gateway") == 2
+        # The undisturbed one's and this one's, which had it once.
+        assert _counted(cluster, "phalanx_request_ttft_seconds_count", tenant="anonymous") == 2
+
+
+def _counted(cluster: Served, name: str, **labels: str) -> float:
+    """By all gateways together."""
+    return sum(gateway._metrics.registry.get_sample_value(name, labels) or 0 for gateway in cluster.gateways)
 
 
 async def test_the_only_gateway_may_come_back(cluster: Served, resumed: dict[str, Request]) -> None:

@@ -77,6 +77,7 @@ async def test_the_last_word_says_why_a_rank_ended() -> None:
         _tell(ranks[1], "OSError: no room")
         async with asyncio.timeout(5):
             assert await lifelines.lost(60) == "rank 1 on here: OSError: no room"
+        assert not lifelines.hung
         lifelines.close()
 
 
@@ -91,6 +92,7 @@ async def test_who_rests_may_rest_and_who_hangs_is_reported() -> None:
         async with asyncio.timeout(15):
             report = await lost
         assert report.startswith("no step ended within 3 s")
+        assert lifelines.hung
         assert "rank 1 on here (suspect): silent since" in report
         assert "rank 0 on here: computing of step 7, after 12 collectives" in report
         lifelines.close()
