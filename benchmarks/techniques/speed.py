@@ -70,7 +70,7 @@ def _measured(generate: Generate, vocab: int, tokenizer: Tokenizer, weights: int
     decode, prefill, batch = WORKLOADS
     meters = Meters()
     rates, joules = {}, None
-    generate(batch.token_ids(-1, vocab), 4)  # to warm up
+    generate(decode.token_ids(-1, vocab), 8)  # to warm up
     for workload in WORKLOADS:
         prompts = workload.token_ids(0, vocab)
         meters.start()
