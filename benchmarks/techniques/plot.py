@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from math import floor, log10, sqrt
 
-_WIDTH, _HEIGHT, _LEGEND = 640, 420, 260
+_WIDTH, _HEIGHT, _LEGEND = 640, 420, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 20, 50
 _LARGEST = 16.0  # radius
 
@@ -59,7 +59,8 @@ def svg(dots: Sequence[Dot]) -> str:
             f'stroke="hsl({hue} 60% 30%)"/>'
         )
         parts.append(_text(x, y + 4, str(number), "middle"))
-        parts.append(_text(_WIDTH, _TOP + 18 * number, f"{number}  {dot.name}, {dot.weight_mb:.0f} MB", "start"))
+        figures = f"{dot.tokens_per_s:.0f} tok/s, {dot.accuracy:.1f} %, {dot.weight_mb:.0f} MB"
+        parts.append(_text(_WIDTH, _TOP + 18 * number, f"{number}  {dot.name}: {figures}", "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
