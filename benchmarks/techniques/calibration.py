@@ -37,7 +37,9 @@ def calibration_text(model: Path, tokens: int = 192) -> str:
     requests = []
     for number, subject in enumerate(_SUBJECTS):
         asked = f"Write a long and detailed text about {subject}."
-        prompt = tokenizer.chat_prompt([{"role": "user", "content": asked}])
+        prompt = tokenizer.encode(asked)
+        if tokenizer.has_chat_template:
+            prompt = tokenizer.chat_prompt([{"role": "user", "content": asked}])
         sampling = SamplingParams(max_tokens=tokens, temperature=0.8, seed=number, ignore_eos=True)
         requests.append(Request(number, prompt, len(prompt), sampling))
     answers: list[list[int]] = [[] for _ in requests]
