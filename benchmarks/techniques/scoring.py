@@ -35,7 +35,7 @@ class Asked:
 
 
 def sheet(questions: Sequence[Question], tokenizer: Tokenizer) -> list[Asked]:
-    """Words of one token share what is read: the question."""
+    """Words of one token share what is read: the question. Shortest first, so that what a step pads is little."""
     asked: dict[tuple[int, ...], Asked] = {}
     for number, question in enumerate(questions):
         prompt = tokenizer.encode(question.prompt)
@@ -43,7 +43,7 @@ def sheet(questions: Sequence[Question], tokenizer: Tokenizer) -> list[Asked]:
             word = tokenizer.encode(f" {text}", add_special=False)
             tokens = (*prompt, *word[:-1])
             asked.setdefault(tokens, Asked(tokens)).words.append((number, choice, word))
-    return list(asked.values())
+    return sorted(asked.values(), key=lambda one: len(one.tokens))
 
 
 def chosen(asked: Sequence[Asked], logprobs: Iterable[Tensor]) -> list[int]:
