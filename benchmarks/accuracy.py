@@ -26,7 +26,7 @@ import typer
 from torch import Tensor
 
 from cluster.models import resolve_model
-from cluster.text import load_tokenizer
+from cluster.text import Tokenizer, load_tokenizer
 from partitioning.checkpoint import open_checkpoint
 from partitioning.model_spec import CacheType, DType, WeightType
 from partitioning.plan import Plan
@@ -43,8 +43,8 @@ from workers.request import EngineConfig, Request, SamplingParams
 from workers.step_plan import ADMISSION, Kind, StepPlan
 
 _TEXT = Path(__file__).with_name("accuracy.txt")
-_WINDOW = 256
-_PROMPT, _NEW = 64, 64
+WINDOW = 256
+PROMPT, NEW = 64, 64
 _BLOCK = 16
 
 
@@ -97,9 +97,8 @@ def main(
         *(Way(file.name, file, "bfloat16", "auto") for file in also or []),
     ]
     ways = [way for way in ways if not only or way.name in ("float32", *only) or way.model != path]
-    tokens = load_tokenizer(path).encode(_TEXT.read_text(encoding="utf-8"))
-    windows = np.array(tokens[: len(tokens) // _WINDOW * _WINDOW], dtype=np.int32).reshape(-1, _WINDOW)
-    print(f"perplexity over {windows.size - len(windows)} tokens, agreement over {len(windows)} × {_NEW}\n")
+    windows = text_windows(load_tokenizer(path))
+    print(f"perplexity over {windows.size - len(windows)} tokens, agreement over {len(windows)} × {NEW}\n")
     print(
         "| weights | perplexity | against float32 | KL divergence | same likeliest token | same continuation |\n"
         "|---|---|---|---|---|---|"
@@ -107,13 +106,19 @@ def main(
     base: tuple[Reading, list[list[int]]] | None = None
     for way in ways:
         plan = _plan(way, len(windows))
-        reading, continued = _read(plan, windows), _continuations(plan, windows)
+        reading, continued = read(stage_of(plan, len(windows)), windows), _continuations(plan, windows)
         base = base or (reading, continued)
         more = exp(reading.loss - base[0].loss) - 1
         choices = float((reading.likeliest == base[0].likeliest).double().mean())
-        agreement = sum(map(_agreed, continued, base[1])) / (_NEW * len(windows))
+        agreement = sum(map(agreed, continued, base[1])) / (NEW * len(windows))
         row = (way.name, f"{exp(reading.loss):.3f}", f"{more:+.2%}", f"{reading.divergence(base[0]):.4f}")
         print(f"| {' | '.join(row)} | {choices:.1%} | {agreement:.1%} |", flush=True)
+
+
+def text_windows(tokenizer: Tokenizer) -> np.ndarray:
+    """The text, int32 [windows, tokens]."""
+    tokens = tokenizer.encode(_TEXT.read_text(encoding="utf-8"))
+    return np.array(tokens[: len(tokens) // WINDOW * WINDOW], dtype=np.int32).reshape(-1, WINDOW)
 
 
 def _plan(way: Way, sequences: int) -> Plan:
@@ -124,19 +129,18 @@ def _plan(way: Way, sequences: int) -> Plan:
         dtype=way.dtype,
         weights=way.weights,
         kv_cache=way.kv_cache,
-        max_model_len=_WINDOW,
+        max_model_len=WINDOW,
         kv_block_size=_BLOCK,
-        kv_cache_tokens=sequences * _WINDOW,
+        kv_cache_tokens=sequences * WINDOW,
     )
     return make_plan(spec, str(way.model), local_topology(1), settings, tp=1, pp=1)
 
 
-def _read(plan: Plan, windows: np.ndarray) -> Reading:
+def read(stage: Stage, windows: np.ndarray) -> Reading:
     """What the model makes of every token but the first of each window.
 
     windows [sequences, tokens]
     """
-    stage = _stage(plan, len(windows))
     lost, likeliest, logprobs = 0.0, [], []
     for step, next_tokens in zip(_steps(windows), windows.T[1:], strict=True):
         logits = stage.run(step, None, False).logits  # [sequences, vocabulary]
@@ -149,10 +153,10 @@ def _read(plan: Plan, windows: np.ndarray) -> Reading:
 
 
 @torch.inference_mode()
-def _stage(plan: Plan, sequences: int) -> Stage:
-    """The whole model, as a rank alone would run it."""
+def stage_of(plan: Plan, sequences: int) -> Stage:
+    """The whole model, as a rank alone would run it, with room for `sequences` windows."""
     torch.set_num_threads(plan.ranks[0].threads)
-    config = EngineConfig(max_running=sequences, max_model_len=_WINDOW)
+    config = EngineConfig(max_running=sequences, max_model_len=WINDOW)
     with open_checkpoint(plan.model_path) as checkpoint:
         weights = WeightReader(checkpoint, plan, plan.ranks[0])
         device = torch.device("cpu")
@@ -163,10 +167,10 @@ def _stage(plan: Plan, sequences: int) -> Stage:
 
 def _steps(windows: np.ndarray) -> Iterator[StepPlan]:
     """One step for every column of `windows` but the last; each sequence has KV blocks of its own."""
-    sequences, blocks = len(windows), _WINDOW // _BLOCK
+    sequences, blocks = len(windows), WINDOW // _BLOCK
     slots = np.arange(sequences, dtype=np.int32)
     ones = np.ones_like(slots)
-    for position in range(_WINDOW - 1):
+    for position in range(WINDOW - 1):
         updates = np.empty((0, 3), dtype=np.int32)
         if position % _BLOCK == 0:
             block = position // _BLOCK
@@ -182,17 +186,17 @@ def _steps(windows: np.ndarray) -> Iterator[StepPlan]:
 
 
 def _continuations(plan: Plan, windows: np.ndarray) -> list[list[int]]:
-    sampling = SamplingParams(max_tokens=_NEW, ignore_eos=True)
-    prompts = windows[:, :_PROMPT].tolist()
+    sampling = SamplingParams(max_tokens=NEW, ignore_eos=True)
+    prompts = windows[:, :PROMPT].tolist()
     tokens: list[list[int]] = [[] for _ in prompts]
-    with local_replica(plan, EngineConfig(max_model_len=_WINDOW)) as replica:
+    with local_replica(plan, EngineConfig(max_model_len=WINDOW)) as replica:
         requests = [Request(number, prompt, len(prompt), sampling) for number, prompt in enumerate(prompts)]
         for output in replica.generate(requests):
             tokens[output.key] += output.token_ids
     return tokens
 
 
-def _agreed(own: list[int], base: list[int]) -> int:
+def agreed(own: list[int], base: list[int]) -> int:
     """Tokens before the first that differs."""
     return next((i for i, (a, b) in enumerate(zip(own, base, strict=True)) if a != b), len(own))
 

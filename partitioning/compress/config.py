@@ -70,7 +70,10 @@ def _quantisation(work: Work) -> dict[str, Any]:
         for number, (rule, stems) in enumerate(rules.items())
     }
     formats = {group["format"] for group in groups.values()}
-    return {
+    # When a model is opened, compressed-tensors makes room for unpacked zero points, and transformers refuses packed
+    # ones; what is expanded while it is read needs no room. Only one group's scheme is used then: several stay refused.
+    expanded: dict[str, Any] = {"dequantize": True} if len(rules) == 1 and not next(iter(rules)).symmetric else {}
+    return expanded | {
         "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",

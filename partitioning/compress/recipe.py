@@ -59,7 +59,7 @@ class Sparsify(_Part):
     method: Literal["magnitude", "wanda", "sparsegpt"] = "wanda"
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
     pattern: Literal["unstructured", "2:4"] = "unstructured"
-    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     @model_validator(mode="after")
     def _half_of_four(self) -> Self:

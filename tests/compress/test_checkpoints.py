@@ -56,6 +56,7 @@ def tokens_are_those_of_transformers(folder: Path, tp: int = 2) -> None:
         pytest.param([{"method": "rtn", "bits": 4, "group_size": 32}], id="w4-rtn"),
         pytest.param([{"method": "gptq", "bits": 4, "group_size": "channel"}], id="w4-gptq-outputs"),
         pytest.param([{"method": "awq", "bits": 8, "group_size": "channel"}], id="w8-awq"),
+        pytest.param([{"method": "awq", "bits": 4, "group_size": 32, "symmetric": False}], id="w4-awq-zero-points"),
         pytest.param([{"method": "gptq", "bits": 8, "group_size": 32, "search": True}], id="w8-gptq"),
         pytest.param(
             [

@@ -60,6 +60,17 @@ def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(pattern: 
     assert error(weight, wanda, x) < 0.9 * error(weight, magnitude, x)
 
 
+def test_zeros_chosen_on_little_text_lose_less_of_another_one_with_the_usual_damping_than_with_gptqs() -> None:
+    weight, x, _ = case(tokens=1000)
+    seen, unseen = x[:250], x[250:]  # hardly more than there are inputs
+    rule, moments, lost = Sparsify(method="sparsegpt", pattern="2:4"), seen.T @ seen / len(seen), []
+    for damping in (rule.damping, Quantise().damping):
+        pruning = Pruning(rule, weight.shape, weight.device)
+        made = operate(weight, moments, damping, ordered=False, settle=pruning)
+        lost.append(error(weight, made, unseen))
+    assert lost[0] < 0.9 * lost[1]
+
+
 def test_awq_loses_less_of_the_output_than_rounding_where_some_inputs_are_large() -> None:
     weight, x, _ = case()
     x[:, ::9] *= 10
