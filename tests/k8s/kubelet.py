@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.network import Machine
-from tests.k8s.container import Container
+from tests.k8s.container import Container, Image, Place
 from tests.k8s.rendering import Pod
 
 _LOOK_S = 1.0
@@ -36,7 +36,7 @@ class RunningPod:
         machine: Machine,
         objects: tuple[dict[str, Any], ...],
         hosts: Path,
-        kernels: Path,
+        image: Image,
         folder: Path,
         filled: Mapping[str, Path],
     ) -> None:
@@ -44,10 +44,11 @@ class RunningPod:
         self._objects, self._folder = objects, folder
         user = pod.spec["securityContext"]["runAsUser"]
         volumes = {volume["name"]: self._volume(volume, user, filled) for volume in pod.spec["volumes"]}
+        place = Place(user, volumes, machine, hosts, folder)
 
         def container(spec: dict[str, Any]) -> Container:
             environment = {entry["name"]: self._value(entry) for entry in spec.get("env", [])}
-            return Container(spec, user, volumes, environment, machine.inside, hosts, kernels, folder)
+            return image(spec, environment, place)
 
         self._first = [container(spec) for spec in pod.spec.get("initContainers", [])]
         (self._spec,) = pod.spec["containers"]

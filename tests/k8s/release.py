@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.chaos.network import Machine
+from tests.k8s.container import Image
 from tests.k8s.kubelet import RunningPod
 from tests.k8s.rendering import NAMESPACE, RELEASE, Pod, named, pods
 
@@ -23,12 +28,12 @@ class Release:
         objects: tuple[dict[str, Any], ...],
         machines: Sequence[Machine],
         models: Path,
-        kernels: Path,
+        image: Image,
         folder: Path,
     ) -> None:
         self.objects = objects
         self._free = list(machines)
-        self._models, self._kernels, self._folder = models, kernels, folder
+        self._models, self._image, self._folder = models, image, folder
         self.pods: dict[str, RunningPod] = {}
         self.hosts = folder / "hosts"
         self.resolve()
@@ -45,7 +50,7 @@ class Release:
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o755)
-        running = RunningPod(pod, machine, self.objects, self.hosts, self._kernels, folder, {"model": self._models})
+        running = RunningPod(pod, machine, self.objects, self.hosts, self._image, folder, {"model": self._models})
         self.pods[name] = running
         running.start()
         self.resolve()
@@ -73,6 +78,20 @@ class Release:
 
     def log(self) -> str:
         return "\n".join(f"===== {name}, ready: {pod.ready}\n{pod.output[-3000:]}" for name, pod in self.pods.items())
+
+    def uninstall(self) -> None:
+        """Ends all pods at the same time, each with its grace period."""
+        with ThreadPoolExecutor(len(self.pods)) as threads:
+            list(threads.map(RunningPod.end, self.pods.values()))
+
+    def processes(self) -> list[str]:
+        """What runs on the machines that pods were on."""
+        machines = {pod.machine.namespace for pod in self.pods.values()}
+        return [
+            psutil.Process(int(pid)).name()
+            for name in machines
+            for pid in subprocess.run(["ip", "netns", "pids", name], capture_output=True, check=True).stdout.split()
+        ]
 
     def stop(self) -> None:
         for pod in self.pods.values():
