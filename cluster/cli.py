@@ -11,6 +11,7 @@ from cluster.commands import (
     chat,
     compress,
     demo,
+    distil,
     gateway,
     generate,
     models,
@@ -46,6 +47,7 @@ app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
+app.command("distil")(distil.distil)
 app.add_typer(models.app, name="models")
 app.add_typer(token.app, name="token")
 app.command("demo", hidden=True)(demo.demo)
