@@ -35,9 +35,9 @@ def opening(tokenizer: Tokenizer | None, begin: int | None) -> list[int]:
 
 def write_texts(
     model: Path, prompts: Sequence[Sequence[int]], length: int, seed: int, threads: int, file: Path, progress: Progress
-) -> list[list[int]]:
-    """Has `model` continue every prompt to `length` tokens, past the ends of its own turns. `file` gets a line for each
-    that is finished; what it has already is not written again."""
+) -> list[int]:
+    """Has `model` continue every prompt to `length` tokens, past the ends of its own turns, and returns all of them.
+    `file` gets a line for each that is finished; what it has already is not written again."""
     written = _written(file)
     left = [number for number in range(len(prompts)) if number not in written]
     if left:
@@ -56,29 +56,41 @@ def write_texts(
                 lines.write(json.dumps({"prompt": number, "token_ids": texts[number]}) + "\n")
                 lines.flush()
             written |= texts
-    return [written[number] for number in range(len(prompts))]
+    return [token for number in range(len(prompts)) for token in written[number]]
+
+
+def read_prompts(file: Path, tokenizer: Tokenizer, length: int) -> list[list[int]]:
+    """The prompts of a .jsonl file as of `read_texts`, to be continued to `length` tokens. Raises DistilError."""
+    prompts = _texts(file, tokenizer)
+    long = max(map(len, prompts), default=0)
+    if not 0 < long < length:
+        raise DistilError(
+            f"{file} has {len(prompts)} prompts of up to {long} tokens, which the teacher continues to {length}: it "
+            "needs at least one, and shorter ones, or a larger --window"
+        )
+    return prompts
 
 
 def read_texts(files: Iterable[Path], tokenizer: Tokenizer) -> list[int]:
     """The tokens of UTF-8 files, one after the other. A .jsonl file has an object with "text", "messages" or
     "token_ids" on each line, any other is one text. Raises DistilError, naming file and line."""
-    tokens: list[int] = []
-    for file in files:
-        try:
-            content = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DistilError(f"--text {file} cannot be read as UTF-8 text ({error}): name another file") from error
-        if file.suffix != ".jsonl":
-            tokens += tokenizer.encode(content)
-            continue
-        for number, line in enumerate(content.split("\n"), start=1):
-            if line.strip():
-                tokens += _row(line, tokenizer, f"{file}, line {number}")
-    return tokens
+    return [token for file in files for text in _texts(file, tokenizer) for token in text]
 
 
-def digest(tokens: Sequence[int]) -> str:
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+def _texts(file: Path, tokenizer: Tokenizer) -> list[list[int]]:
+    try:
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistilError(f"{file} cannot be read as UTF-8 text ({error}): name another file") from error
+    if file.suffix != ".jsonl":
+        return [tokenizer.encode(content)]
+    lines = enumerate(content.split("\n"), start=1)
+    return [_row(line, tokenizer, f"{file}, line {number}") for number, line in lines if line.strip()]
+
+
+def digest(content: Sequence[int] | Sequence[Sequence[int]]) -> str:
+    """Tells one text, or one set of prompts, from another."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _row(line: str, tokenizer: Tokenizer, where: str) -> list[int]:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from tqdm import tqdm
@@ -38,6 +38,9 @@ def distil(
         typer.Option(help="A .txt or .jsonl file to learn from; may be given again. Default: the teacher writes."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Without --text: how many the teacher writes.")] = 400_000,
+    prompts: Annotated[
+        Path | None, typer.Option(help="What it then continues: a .jsonl file. Default: it makes up the questions too.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="How long to train.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Or so, besides writing and measuring. Default: 30.")] = None,
     divergence: Annotated[Divergence, typer.Option(help=_DIVERGENCE_HELP)] = "forward",
@@ -61,15 +64,20 @@ def distil(
     """
     if (layers is None) == (student is None):
         raise typer.BadParameter("give either --layers or --student")
+    if text and prompts:
+        raise typer.BadParameter("--prompts are for a teacher that writes: leave --text out")
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give either --steps or --minutes")
     # These import torch, which would make --help wait for seconds.
     import torch
     from pydantic import ValidationError
 
+    from cluster.teacher_text import digest, read_texts, write_texts
     from cluster.text import TokenizerMissing, load_tokenizer
     from partitioning.checkpoint import open_checkpoint
     from partitioning.distil.run import distil as run
+    from partitioning.distil.saved import Folder
+    from partitioning.distil.windows import Windows
     from partitioning.topology import usable_cores
 
     try:
@@ -102,7 +110,22 @@ def distil(
         tokenizer = None
     with open_checkpoint(path) as checkpoint:
         begins = _student(checkpoint, path, layers, student, seed)
-        windows, folder = _text(checkpoint, path, tokenizer, text, tokens, settings, begins, out, threads)
+        _check_window(window, checkpoint, begins)
+        identity = {"teacher": str(path.resolve()), "student": dict(begins.config), **settings.model_dump(mode="json")}
+        if text:
+            content = read_texts(text, _needed(tokenizer, path))
+            windows = Windows(content, settings)
+            folder = Folder(out, identity | {"text": digest(content)})
+        else:
+            starts = _starts(prompts, tokens, tokenizer, path, checkpoint.spec.bos_token_id, settings)
+            folder = Folder(out, identity | {"text": digest(starts)})
+            file = folder.unfinished / "written.jsonl"
+            try:
+                content = write_texts(path, starts, window, seed, threads, file, _writing)
+            except KeyboardInterrupt:
+                say(f"what the teacher has written is saved in {out}: the same command goes on")
+                raise
+            windows = Windows(content, settings)
         with _bar() as on_step, _asked_to_stop() as stop:
             try:
                 outcome = run(checkpoint, path, begins, windows, settings, folder, on_step, stop)
@@ -128,43 +151,34 @@ def _student(checkpoint: Checkpoint, path: Path, layers: int | None, student: Pa
     return from_layers(checkpoint, path, layers)
 
 
-def _text(
-    checkpoint: Checkpoint,
-    path: Path,
-    tokenizer: Tokenizer | None,
-    files: list[Path] | None,
-    tokens: int,
-    settings: Settings,
-    student: Student,
-    out: Path,
-    threads: int,
-) -> Any:
-    """The windows to learn from, and the folder that they are learned in."""
-    from cluster.teacher_text import digest, opening, read_texts, write_texts
-    from partitioning.distil.saved import Folder
-    from partitioning.distil.windows import Windows
+def _check_window(window: int, teacher: Checkpoint, student: Student) -> None:
+    longest = min(teacher.spec.max_position, student.spec.max_position)
+    if window > longest:
+        raise DistilError(f"--window {window} is longer than the models' {longest} positions: lower it")
 
-    longest = min(checkpoint.spec.max_position, student.spec.max_position)
-    if settings.window > longest:
-        raise DistilError(f"--window {settings.window} is longer than the models' {longest} positions: lower it")
-    identity = {"teacher": str(path.resolve()), "student": dict(student.config), **settings.model_dump(mode="json")}
-    if files:
-        if tokenizer is None:
-            raise DistilError(f"{path} has no tokenizer, so --text cannot be read: leave it out")
-        content = read_texts(files, tokenizer)
-        windows = Windows(content, settings)
-        return windows, Folder(out, identity | {"text": digest(content)})
+
+def _starts(
+    prompts: Path | None, tokens: int, tokenizer: Tokenizer | None, path: Path, begin: int | None, settings: Settings
+) -> list[list[int]]:
+    """What the teacher is to continue, each to a window."""
+    from cluster.teacher_text import opening, read_prompts
+
     count = tokens // settings.window
     if count < settings.windows + 1:
         raise DistilError(
             f"--tokens {tokens} are too few: a step of {settings.windows} windows of {settings.window} and one to "
             f"measure on need {(settings.windows + 1) * settings.window}"
         )
-    prompts = [opening(tokenizer, checkpoint.spec.bos_token_id)] * count
-    folder = Folder(out, identity | {"text": f"{count} of the teacher's own"})
-    file = folder.unfinished / "written.jsonl"
-    texts = write_texts(path, prompts, settings.window, settings.seed, threads, file, _writing)
-    return Windows([token for written in texts for token in written], settings), folder
+    if prompts is None:
+        return [opening(tokenizer, begin)] * count
+    asked = read_prompts(prompts, _needed(tokenizer, path), settings.window)
+    return [asked[number % len(asked)] for number in range(count)]
+
+
+def _needed(tokenizer: Tokenizer | None, path: Path) -> Tokenizer:
+    if tokenizer is None:
+        raise DistilError(f"{path} has no tokenizer, so --text and --prompts cannot be read: leave them out")
+    return tokenizer
 
 
 def _dtype(device: str) -> Literal["bfloat16", "float32"]:

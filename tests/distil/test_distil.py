@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from cluster.teacher_text import write_texts
 from cluster.text import load_tokenizer
 from partitioning.checkpoint import open_checkpoint
 from partitioning.distil.run import distil
@@ -73,6 +75,22 @@ def test_a_student_learns_from_what_its_teacher_writes_and_opens_everywhere(teac
     with thread_replica(plan, config_for(plan)) as replica:
         tokens = generate(replica, prompts, SamplingParams(max_tokens=12, ignore_eos=True))
     assert [one for one, _ in tokens] == [reference.greedy(prompt, 12) for prompt in prompts]
+
+
+def test_the_teacher_continues_the_prompts_it_is_given(teacher: Path, tmp_path: Path) -> None:
+    asked = [[5, 6, 7], [8, 9]]
+    starts = [asked[number % 2] for number in range(5)]
+    write = partial(
+        write_texts, teacher, starts, 16, 3, 1, tmp_path / "written.jsonl", lambda finished, count: finished
+    )
+    tokens = write()
+    windows = [tokens[i : i + 16] for i in range(0, 80, 16)]
+    assert len(tokens) == 80
+    assert [window[: len(start)] for window, start in zip(windows, starts, strict=True)] == starts
+    assert windows[0] != windows[2]
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    assert write() == tokens
 
 
 def train(teacher: Path, out: Path, stop_after: int | None = None) -> None:
@@ -142,9 +160,11 @@ def test_a_checkpoint_goes_on_from_its_own_weights(teacher: Path, text: Path, tm
         (("--layers", 2, "--positions", 2), "--positions: Input should be less than or equal to 1"),
         (("--layers", 2, "--tokens", 600), "--tokens 600 are too few"),
         (("--layers", 2, "--window", 1024), "--window 1024 is longer than the models' 512 positions"),
-        (("--layers", 2, "--text", "/nowhere"), "--text /nowhere cannot be read as UTF-8 text"),
-        (("--layers", 2, "--text", "{short}"), "the text has 6 tokens; a step of 8 windows of 512"),
+        (("--layers", 2, "--text", "/nowhere"), "/nowhere cannot be read as UTF-8 text"),
+        (("--layers", 2, "--text", "{short}"), "the text has 12 tokens; a step of 8 windows of 512"),
         (("--layers", 2, "--text", "{wrong}"), 'wrong.jsonl, line 2 needs "text", "messages" or "token_ids"'),
+        (("--layers", 2, "--text", "{wrong}", "--prompts", "{wrong}"), "--prompts are for a teacher that writes"),
+        (("--layers", 2, "--prompts", "{short}", "--window", 8, "--batch", 1), "has 1 prompts of up to 12 tokens"),
         (("--student", "{other}"), "has a vocabulary of 300 tokens, the teacher one of 307"),
         (("--student", "{other}/config.json"), "config.json has a vocabulary of 300 tokens"),
     ],
@@ -153,7 +173,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     teacher: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     names = {name: str(tmp_path / name) for name in ("other", "short", "wrong.jsonl")}
-    (tmp_path / "short").write_text("abcd cd")
+    (tmp_path / "short").write_text("abcd " * 3)
     (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"txt": "a"}\n')
     if "other" in str(options):
         make_tiny(tmp_path / "other", "llama", vocab_size=300)
