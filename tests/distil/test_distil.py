@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,9 +83,8 @@ def test_a_student_learns_from_what_its_teacher_writes_and_opens_everywhere(teac
 def test_the_teacher_continues_the_prompts_it_is_given(teacher: Path, tmp_path: Path) -> None:
     asked = [[5, 6, 7], [8, 9]]
     starts = [asked[number % 2] for number in range(5)]
-    write = partial(
-        write_texts, teacher, starts, 16, 3, 1, tmp_path / "written.jsonl", lambda finished, count: finished
-    )
+    file = tmp_path / "written.jsonl"
+    write = partial(write_texts, teacher, starts, 16, 3, 1, file, lambda finished, count: finished)
     tokens = write()
     windows = [tokens[i : i + 16] for i in range(0, 80, 16)]
     assert len(tokens) == 80
@@ -122,6 +124,24 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(teacher: P
     assert (part["before"], part["after"]) == (whole["before"], whole["after"])
     with pytest.raises(DistilError, match="not empty: name a new folder"):
         train(teacher, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_interrupted_saves_and_says_how_to_go_on(teacher: Path, text: Path, tmp_path: Path) -> None:
+    options = ["--layers", "2", "--text", str(text), "--minutes", "0.2", "--out", str(tmp_path / "out"), *QUICK]
+    command = [sys.executable, "-m", "cluster.cli", "distil", str(teacher), *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    while "step 1," not in said:
+        said += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130
+    assert f"saved in {tmp_path / 'out'}: the same command goes on" in rest
+    assert "Traceback" not in rest
+    subprocess.run(command, check=True)
+    assert log_of(tmp_path / "out")["after"]["divergence"] > 0
 
 
 def test_a_part_of_another_distillation_is_left_alone(tmp_path: Path) -> None:
