@@ -12,6 +12,7 @@ from cluster.commands import (
     chat,
     compress,
     demo,
+    distil,
     doctor,
     gateway,
     generate,
@@ -54,6 +55,7 @@ app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
+app.command("distil")(distil.distil)
 app.add_typer(models.app, name="models")
 app.add_typer(token.app, name="token")
 app.command("demo", hidden=True)(demo.demo)

@@ -19,8 +19,8 @@ from partitioning.compress.recipe import CompressionError
 
 _PROGRESS = "compression-progress.json"
 _HIDDEN = "compression-hidden.safetensors"
-_COPIED: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_COPIED += ("chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer.model")
+COPIED: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+COPIED += ("chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 
 def begun(folder: Path) -> bool:
@@ -77,7 +77,7 @@ class Output:
         self._save("config.json", json.dumps(config, indent=2))
         self._save("recipe.yaml", recipe)
         if source.is_dir():
-            for name in _COPIED:
+            for name in COPIED:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, self._folder / name)
         for name in (_HIDDEN, _PROGRESS):
