@@ -1,7 +1,7 @@
 """Decoding with guesses and without, by turns: python -m benchmarks.speculation MODEL
 
 [--speculation ngram|draft|early-exit] [--draft-model MODEL] [--draft-layers N]
-[--tp N] [--pp N] [--dtype TYPE] [--weights TYPE] [--threads N] [--rounds N]
+[--tp N] [--pp N] [--dtype TYPE] [--weights TYPE] [--threads N] [--rounds N] [--only TEXT]...
 
 Two replicas in one process answer the same texts, one with the speculation asked for (`ngram`), one with `off`: texts
 that repeat their prompt and texts that do not, alone and many at once. A ratio is that of output tokens a second after
@@ -84,6 +84,7 @@ def main(
     weights: WeightType = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Of each rank. Default: its share of the cores.")] = None,
     rounds: int = 5,
+    only: Annotated[list[str] | None, typer.Option(help="A text's name; may be given again. Default: all.")] = None,
 ) -> None:
     check_options(speculation, draft_model, draft_layers)
     path = resolve_model(model)
@@ -117,7 +118,7 @@ def main(
     verdicts = []
     with ExitStack() as stack:
         replicas = {kind: stack.enter_context(local_replica(plan, config)) for kind, config in configs.items()}
-        for text in _TEXTS:
+        for text in (text for text in _TEXTS if not only or text.name in only):
             for replica in replicas.values():
                 _run(replica, tokenizer, text, seed=0)
             before = replicas["guessing"].engine.load()

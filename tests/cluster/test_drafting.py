@@ -28,9 +28,7 @@ def spec(folder: Path) -> ModelSpec:
 
 def test_a_vocabulary_of_another_size_is_refused(model: Path, tmp_path: Path) -> None:
     other = make_tiny(tmp_path, "llama", vocab_size=311, num_hidden_layers=1)
-    with pytest.raises(
-        DraftError, match=r"draft_model: .* of 311 tokens, .* one of 307.*: use a draft model"
-    ):
+    with pytest.raises(DraftError, match=r"draft_model: .* of 311 tokens, .* one of 307.*: use a draft model"):
         draft_of(spec(model), str(other), None)
 
 
