@@ -1,12 +1,14 @@
-"""Decoding with guesses from the prompt and without, by turns: python -m benchmarks.speculation MODEL
+"""Decoding with guesses and without, by turns: python -m benchmarks.speculation MODEL
 
-[--tp N] [--pp N] [--dtype TYPE] [--weights TYPE] [--threads N] [--rounds N]
+[--speculation ngram|draft|early-exit] [--draft-model MODEL] [--draft-layers N]
+[--tp N] [--pp N] [--dtype TYPE] [--weights TYPE] [--threads N] [--rounds N] [--only TEXT]...
 
-Two replicas in one process answer the same texts, one with `speculation: ngram`, one with `off`: texts that repeat
-their prompt and texts that do not, alone and many at once. A ratio is that of output tokens a second after the first,
-the median over rounds in which both ran one after the other. The texts go on past the model's end of text, so that all
-are of one length. The share of tokens that are the same in both is told too: in float32 it is all of them; in bf16 the
-shape of a step changes how sums are rounded, as any other company in the batch does.
+Two replicas in one process answer the same texts, one with the speculation asked for (`ngram`), one with `off`: texts
+that repeat their prompt and texts that do not, alone and many at once. A ratio is that of output tokens a second after
+the first, the median over rounds in which both ran one after the other. That of processor time is told beside it, as
+other programs move it less: with one thread and one rank, nothing of it is spent on waiting. The texts go on past the
+model's end of text, so that all are of one length. The share of tokens that are the same in both is told too: in
+float32 it is all of them; in bf16 the shape of a step changes how sums are rounded, as other company in the batch does.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
-from typing import Annotated, get_args
+from time import perf_counter, process_time
+from typing import Annotated
 
 import typer
 
 from benchmarks.speculation_texts import EDIT, ESSAYS, NOTES, QUOTES
 from benchmarks.verdict import Verdict, table
+from cluster.drafting import draft_of, resolve_draft
 from cluster.models import resolve_model
 from cluster.text import Tokenizer, load_tokenizer
 from partitioning.checkpoint import open_checkpoint
@@ -31,6 +34,7 @@ from partitioning.settings import plan_settings
 from partitioning.topology import ETHERNET, Topology, cpu_node, local_topology, usable_memory
 from workers.local import LocalReplica, local_replica
 from workers.request import EngineConfig, Request, SamplingParams, SpeculationType
+from workers.speculation.options import check_options
 
 _MAX_LEN = 2048
 
@@ -61,58 +65,80 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class _Run:
-    """Output tokens a second after the first, and the tokens of every prompt."""
+    """Output tokens after the first, in a second and in a second of this process's processor time, and the tokens of
+    every prompt."""
 
     rate: float
+    work_rate: float
     tokens: list[list[int]]
 
 
 def main(
     model: str,
+    speculation: SpeculationType = "ngram",
+    draft_model: str | None = None,
+    draft_layers: int | None = None,
     tp: int = 1,
     pp: int = 1,
     dtype: DType | None = None,
     weights: WeightType = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Of each rank. Default: its share of the cores.")] = None,
     rounds: int = 5,
+    only: Annotated[list[str] | None, typer.Option(help="A text's name; may be given again. Default: all.")] = None,
 ) -> None:
+    check_options(speculation, draft_model, draft_layers)
     path = resolve_model(model)
+    draft = None if draft_model is None else str(resolve_draft(draft_model, path))
     tokenizer = load_tokenizer(path)
     with open_checkpoint(path) as checkpoint:
         spec = checkpoint.spec
-    settings = plan_settings(spec, dtype=dtype, weights=weights, max_model_len=_MAX_LEN, kv_cache_tokens=32768)
+    settings = plan_settings(
+        spec,
+        dtype=dtype,
+        weights=weights,
+        max_model_len=_MAX_LEN,
+        kv_cache_tokens=32768,
+        draft=draft_of(spec, draft, draft_layers),
+    )
     host = local_topology(tp * pp)
     if threads is not None:
         node = cpu_node("localhost", tp * pp, tp * pp * threads, usable_memory())
         host = Topology((node,), ETHERNET)
     plan = make_plan(spec, str(path), host, settings, tp=tp, pp=pp)
-    kinds: tuple[SpeculationType, ...] = get_args(SpeculationType)
+    configs = {
+        "off": EngineConfig(max_model_len=_MAX_LEN),
+        "guessing": EngineConfig(
+            max_model_len=_MAX_LEN,
+            speculation=speculation,
+            draft_model=draft or "",
+            draft_layers=draft_layers or 0,
+        ),
+    }
+    kinds = tuple(configs)
     verdicts = []
     with ExitStack() as stack:
-        replicas = {
-            kind: stack.enter_context(local_replica(plan, EngineConfig(max_model_len=_MAX_LEN, speculation=kind)))
-            for kind in kinds
-        }
-        for text in _TEXTS:
+        replicas = {kind: stack.enter_context(local_replica(plan, config)) for kind, config in configs.items()}
+        for text in (text for text in _TEXTS if not only or text.name in only):
             for replica in replicas.values():
                 _run(replica, tokenizer, text, seed=0)
-            before = replicas["ngram"].engine.load()
-            ratios, same, rates = [], [], []
+            before = replicas["guessing"].engine.load()
+            ratios, work, same, rates = [], [], [], []
             for seed in range(1, rounds + 1):
                 order = kinds if seed % 2 else kinds[::-1]
                 runs = {kind: _run(replicas[kind], tokenizer, text, seed) for kind in order}
-                off, ngram = (runs[kind] for kind in ("off", "ngram"))
-                ratios.append(ngram.rate / off.rate)
-                rates.append((off.rate, ngram.rate))
-                same.append(_same(off.tokens, ngram.tokens))
-            load = replicas["ngram"].engine.load()
+                off, guessing = (runs[kind] for kind in kinds)
+                ratios.append(guessing.rate / off.rate)
+                work.append(guessing.work_rate / off.work_rate)
+                rates.append((off.rate, guessing.rate))
+                same.append(_same(off.tokens, guessing.tokens))
+            load = replicas["guessing"].engine.load()
             drafted = load.drafted_tokens - before.drafted_tokens
             accepted = load.accepted_tokens - before.accepted_tokens
             plain, guessed = (median(each) for each in zip(*rates, strict=True))
             print(
                 f"{text.name:32} {plain:7.1f} → {guessed:7.1f} tokens/s, {median(ratios):.2f} × "
-                f"({min(ratios):.2f} to {max(ratios):.2f}), {accepted:,} of {drafted:,} guesses accepted, "
-                f"{median(same):.0%} of tokens the same",
+                f"({min(ratios):.2f} to {max(ratios):.2f}; of processor time {median(work):.2f} ×), "
+                f"{accepted:,} of {drafted:,} guesses accepted, {median(same):.0%} of tokens the same",
                 flush=True,
             )
             verdicts.append(Verdict(text.name, median(ratios), at_least=text.at_least))
@@ -137,9 +163,10 @@ def _run(replica: LocalReplica, tokenizer: Tokenizer, text: Text, seed: int) -> 
     for output in replica.generate(requests):
         tokens[output.key] += output.token_ids
         if first is None and all(tokens):
-            first, had = perf_counter(), sum(map(len, tokens))
+            first, worked, had = perf_counter(), process_time(), sum(map(len, tokens))
     assert first is not None
-    return _Run((sum(map(len, tokens)) - had) / (perf_counter() - first), tokens)
+    count = sum(map(len, tokens)) - had
+    return _Run(count / (perf_counter() - first), count / (process_time() - worked), tokens)
 
 
 def _same(ours: Sequence[list[int]], others: Sequence[list[int]]) -> float:

@@ -15,6 +15,7 @@ from workers.log import LogConfig, LogFormat, LogLevel
 from workers.request import SpeculationType
 from workers.security.peers import PeerTls
 from workers.security.tls import ServerTls
+from workers.speculation.options import check_options
 
 _MOST_BYTES = 1 << 20
 _MOST_FAULTS = 5
@@ -128,10 +129,18 @@ class DeploymentSpec(BaseModel):
         SpeculationType,
         BeforeValidator(_switch, json_schema_input_type=SpeculationType | Literal[False]),
         Field(
-            description="Speculative decoding. ngram: guess tokens from prompt and output so far, and keep those that "
-            "the model draws too; off: one token a step."
+            description="Speculative decoding: guess tokens, and keep those that the model draws too. ngram: guesses "
+            "from prompt and output so far; draft: of draft_model; early-exit: of the first draft_layers layers; off: "
+            "one token a step."
         ),
     ] = "ngram"
+    draft_model: Annotated[
+        str | None,
+        Field(description="With speculation draft: a small model with the same tokenizer, held whole by rank 0."),
+    ] = None
+    draft_layers: Annotated[
+        Positive | None, Field(description="With speculation early-exit: after how many layers the model guesses.")
+    ] = None
     collective_timeout_s: Annotated[
         float, Field(gt=0, description="How long a step may stand still before the replica counts as hung.")
     ] = 20.0
@@ -213,6 +222,7 @@ class DeploymentSpec(BaseModel):
             )
         if self.auto and (self.tp or self.pp or self.layer_split):
             raise ValueError("auto chooses tp, pp and layer_split: leave these out")
+        check_options(self.speculation, self.draft_model, self.draft_layers)
         return self
 
     @classmethod

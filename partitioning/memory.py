@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 
 from partitioning.costs import Slice, kv_token_bytes, reserve_bytes, weight_bytes
@@ -42,9 +43,12 @@ def room_bytes(model: ModelSpec, settings: PlanSettings, part: Slice, device: De
 def kv_blocks(model: ModelSpec, settings: PlanSettings, stages: Sequence[StageLayout]) -> int:
     """KV blocks of the replica: what was asked for, or the least that any rank's memory holds."""
     size = settings.kv_block_size
+    first = _draft_needs(settings, stages)
     if settings.kv_cache_tokens is not None:
         return -(-settings.kv_cache_tokens // size)
-    tokens = min(_kv_capacity(model, settings, rank) for stage in stages for rank in dict.fromkeys(stage.ranks))
+    ranks = dict.fromkeys((rank, _NOTHING) for stage in stages for rank in stage.ranks)
+    ranks[stages[0].ranks[0], first] = None
+    tokens = min(_kv_capacity(model, settings, rank, draft) for rank, draft in ranks)
     if any(rank.device.kind == "cpu" for stage in stages for rank in stage.ranks) or tokens == inf:
         tokens = min(tokens, max(_CPU_CACHE_SEQUENCES * settings.max_model_len, _CPU_CACHE_TOKENS))
     # At least the whole of one sequence, which check_memory has granted, also when that is no multiple of a block.
@@ -56,25 +60,29 @@ def check_memory(model: ModelSpec, settings: PlanSettings, stages: Sequence[Stag
     tokens = settings.needed_tokens
     worst, lack = 0, 0
     layouts = [rank for stage in stages for rank in stage.ranks]
-    missing: dict[RankLayout, int] = {}
-    for number, rank in enumerate(layouts):
-        if rank not in missing:
-            kv = kv_token_bytes(model, settings.cached, rank.part) * tokens
-            missing[rank] = kv - room_bytes(model, settings, rank.part, rank.device)
-        if missing[rank] > lack:
-            worst, lack = number, missing[rank]
+    missing: dict[tuple[RankLayout, _Draft], int] = {}
+    drafts = [_draft_needs(settings, stages), *[_NOTHING] * (len(layouts) - 1)]
+    for number, key in enumerate(zip(layouts, drafts, strict=True)):
+        if key not in missing:
+            rank, draft = key
+            kv = (kv_token_bytes(model, settings.cached, rank.part) + draft.token) * tokens
+            missing[key] = kv + draft.weights - room_bytes(model, settings, rank.part, rank.device)
+        if missing[key] > lack:
+            worst, lack = number, missing[key]
     if lack == 0:
         return
-    rank = layouts[worst]
+    rank, draft = layouts[worst], drafts[worst]
     weights = weight_bytes(model, settings.stored, rank.part)
     kv = kv_token_bytes(model, settings.cached, rank.part) * tokens
     reserve = reserve_bytes(model, settings.dtype, rank.part, rank.device.kind, settings.max_batch_tokens)
     usable = int(rank.device.memory_bytes * settings.memory_fraction)
+    drafting = draft.weights + draft.token * tokens
+    beside = f", {gigabytes(drafting)} for the model that guesses" if drafting else ""
     raise MemoryShortError(
         f"{model.name} does not fit with tp={len(stages[0].ranks)} pp={len(stages)}: rank {worst} ({rank.device.name}) "
-        f"needs {gigabytes(weights + kv + reserve)} ({gigabytes(weights)} weights, {gigabytes(kv)} for {tokens} tokens "
-        f"of KV cache, {gigabytes(reserve)} for the process and activations) and may use {gigabytes(usable)} "
-        f"({settings.memory_fraction:.0%} of {gigabytes(rank.device.memory_bytes)})"
+        f"needs {gigabytes(weights + kv + reserve + drafting)} ({gigabytes(weights)} weights, {gigabytes(kv)} for "
+        f"{tokens} tokens of KV cache, {gigabytes(reserve)} for the process and activations{beside}) and may use "
+        f"{gigabytes(usable)} ({settings.memory_fraction:.0%} of {gigabytes(rank.device.memory_bytes)})"
     )
 
 
@@ -82,7 +90,29 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
 
 
-def _kv_capacity(model: ModelSpec, settings: PlanSettings, rank: RankLayout) -> float:
+@dataclass(frozen=True)
+class _Draft:
+    """Bytes of a rank's draft model: its weights, and its KV cache for one token."""
+
+    weights: int = 0
+    token: int = 0
+
+
+_NOTHING = _Draft()
+
+
+def _draft_needs(settings: PlanSettings, stages: Sequence[StageLayout]) -> _Draft:
+    """Of rank 0. Activations of a smaller model are small beside those that the rank has already."""
+    draft = settings.draft
+    if draft is None or not draft.apart(sum(len(stage.ranks) for stage in stages)):
+        return _NOTHING
+    return _Draft(
+        weight_bytes(draft.model, settings.stored, draft.whole),
+        kv_token_bytes(draft.model, settings.cached, draft.whole),
+    )
+
+
+def _kv_capacity(model: ModelSpec, settings: PlanSettings, rank: RankLayout, draft: _Draft) -> float:
     """Tokens of KV cache that fit a rank; a rank without KV heads has no limit."""
-    token = kv_token_bytes(model, settings.cached, rank.part)
-    return room_bytes(model, settings, rank.part, rank.device) // token if token else inf
+    token = kv_token_bytes(model, settings.cached, rank.part) + draft.token
+    return (room_bytes(model, settings, rank.part, rank.device) - draft.weights) // token if token else inf

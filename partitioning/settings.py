@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from partitioning.costs import CacheBytes, Load, ParameterBytes, cache_bytes, parameter_bytes
+from partitioning.draft import Draft
 from partitioning.model_spec import CacheType, DType, ModelSpec, WeightType
 from partitioning.plan import PlanError
 
@@ -20,7 +21,7 @@ DECODE = Load(tokens=1, sampled=1, sequences=1, context=PROMPT_TOKENS)
 @dataclass(frozen=True)
 class PlanSettings:
     """What a deployment asks of its replicas. `kv_cache_tokens` of None leaves the size of the cache to the planner;
-    `memory_fraction` is the part of a device's memory that may be used."""
+    `memory_fraction` is the part of a device's memory that may be used, `draft` what rank 0 holds beside its slice."""
 
     dtype: DType
     max_model_len: int
@@ -31,6 +32,7 @@ class PlanSettings:
     weights: WeightType = "auto"
     kv_cache: CacheType = "auto"
     packed_bits: int = 0
+    draft: Draft | None = None
 
     @property
     def needed_tokens(self) -> int:
@@ -63,6 +65,7 @@ def plan_settings(
     memory_fraction: float = 0.9,
     weights: WeightType = "auto",
     kv_cache: CacheType = "auto",
+    draft: Draft | None = None,
 ) -> PlanSettings:
     """Settings with the model's own dtype and (up to 8192 tokens) length where none is given.
 
@@ -91,4 +94,5 @@ def plan_settings(
         weights,
         kv_cache,
         model.packed_bits,
+        draft,
     )

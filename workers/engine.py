@@ -21,8 +21,10 @@ from workers.request import EngineConfig, EngineLoad, Output, Request, TokenLogp
 from workers.runner import Runner
 from workers.sampling import Sampled
 from workers.scheduler import Scheduler
+from workers.speculation.draft_model import DraftModel, DraftStage
+from workers.speculation.model_speculation import ModelSpeculation
 from workers.speculation.prompt_lookup import PromptLookup
-from workers.speculation.speculation import Speculation
+from workers.speculation.speculation import LookupSpeculation, Speculation
 from workers.step import Step
 from workers.step_plan import Kind, control_plan
 
@@ -52,7 +54,14 @@ class Engine:
     """Generates tokens for many requests at once. `submit`, `cancel`, `load` and `stop` may be called from any thread;
     `run` is the loop and has a thread of its own. Set `follower` before, to learn what becomes of traced requests."""
 
-    def __init__(self, plan: Plan, config: EngineConfig, runner: Runner, context: ParallelContext) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        config: EngineConfig,
+        runner: Runner,
+        context: ParallelContext,
+        draft: DraftStage | None = None,
+    ) -> None:
         self._config = config
         self._pp = plan.pp
         self._vocab_size = plan.model.vocab_size
@@ -60,7 +69,7 @@ class Engine:
         self._context = context
         self._blocks = BlockManager(plan.kv_blocks, plan.kv_block_size, config.prefix_caching)
         self._pacer = Pacer(config.max_stretch, plan.pp, config.objectives.tpot_s)
-        self._speculation = None if config.speculation == "off" else Speculation(config, PromptLookup())
+        self._speculation = self._chosen_speculation(draft)
         self._scheduler = Scheduler(config, self._blocks, self._pacer, plan.pp, self._speculation)
         self._in_flight: deque[_InFlight] = deque()
         self._news: list[Output] = []
@@ -74,7 +83,8 @@ class Engine:
         self._stopping = False
         self._generated = 0
         self._load = EngineLoad(free_blocks=self._blocks.free, total_blocks=self._blocks.num_blocks)
-        self._parts = {part: Durations() for part in ("schedule", "send", "publish", "wait", "commit")}
+        self._parts = {part: Durations() for part in ("schedule", "draft", "send", "publish", "wait", "commit")}
+        self._drafting_s = 0.0  # of all guesses so far
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -163,6 +173,12 @@ class Engine:
         finally:
             self.stop()
 
+    def _chosen_speculation(self, draft: DraftStage | None) -> Speculation | None:
+        config = self._config
+        if draft is not None:
+            return ModelSpeculation(config, DraftModel(draft, config, self._blocks))
+        return None if config.speculation == "off" else LookupSpeculation(config, PromptLookup())
+
     def _order(self, what: Callable[[int], Output | None], key: int) -> None:
         with self._wake:
             self._orders.append((what, key))
@@ -218,7 +234,9 @@ class Engine:
         started = perf_counter()
         step = self._scheduler.schedule()
         scheduled = perf_counter()
-        self._parts["schedule"].add(scheduled - started)
+        drafting = self._new_drafting_s()
+        self._parts["schedule"].add(scheduled - started - drafting)
+        started += drafting  # what a step takes is told apart from what its guesses took
         self._note(self._scheduler.take_expired())
         if step is None:
             return False
@@ -235,6 +253,15 @@ class Engine:
         self._parts["publish"].add(perf_counter() - sent)
         self._in_flight.append(_InFlight(step, started, self._runner.run(step.plan)))
         return True
+
+    def _new_drafting_s(self) -> float:
+        """Seconds that guesses took since the last call."""
+        if self._speculation is None:
+            return 0.0
+        before, self._drafting_s = self._drafting_s, self._speculation.drafting_s
+        if drafting := self._drafting_s - before:
+            self._parts["draft"].add(drafting)
+        return drafting
 
     def _finish_oldest(self) -> None:
         oldest = self._in_flight.popleft()

@@ -48,6 +48,7 @@ class BlockManager:
             block, _ = self._unused.popitem(last=False)
             self.cached -= block in self._key_of
             self._forget(block)
+            self._identity[block] = 0
             self._references[block] = 1
             taken.append(block)
         return taken
@@ -75,7 +76,7 @@ class BlockManager:
         return found
 
     def identity(self, block: int) -> int:
-        """What `remember` takes as `before` for the block after this one."""
+        """What `remember` takes as `before` for the block after this one; 0 while its content is not known."""
         return self._identity[block]
 
     def remember(self, before: int, block: int, tokens: Seq[int]) -> int:

@@ -18,6 +18,8 @@ from workers.parallel import ParallelContext, join_store, open_store
 from workers.progress import Progress, Pulse
 from workers.request import EngineConfig
 from workers.runner import Runner
+from workers.speculation.draft_model import DraftStage
+from workers.speculation.load_draft import load_draft
 from workers.step_plan import Kind, StepPlan
 
 _PATIENCE = 1.5  # of ranks that wait for each other: the coordinator's report of a hung step comes before
@@ -34,6 +36,7 @@ class Rank:
         self._store: TCPStore | None = None
         self._context: ParallelContext | None = None
         self._runner: Runner | None = None
+        self._draft: DraftStage | None = None
         self._engine: Engine | None = None
         self.loading_s: float | None = None  # that `load` took
 
@@ -63,7 +66,12 @@ class Rank:
         checkpoint = open_checkpoint(self._plan.model_path)
         try:
             self._runner = Runner(self._plan, self._rank, self._config, checkpoint, self._context, self._device)
-            return checkpoint.bytes_read
+            read = 0
+            if self._rank == 0:
+                self._draft, read = load_draft(
+                    self._plan, self._config, self._runner.stage, self._device, self._context.native
+                )
+            return checkpoint.bytes_read + read
         finally:
             checkpoint.close()
             self.loading_s = perf_counter() - started
@@ -78,7 +86,7 @@ class Rank:
             assert self._rank == 0
             assert self._runner is not None
             assert self._context is not None
-            self._engine = Engine(self._plan, self._config, self._runner, self._context)
+            self._engine = Engine(self._plan, self._config, self._runner, self._context, self._draft)
         return self._engine
 
     def follow(self) -> None:
@@ -129,6 +137,6 @@ class Rank:
         """Lets go of memory and connections."""
         if self._context is not None:
             self._context.close()
-        self._engine = self._runner = self._context = self._store = None
+        self._engine = self._draft = self._runner = self._context = self._store = None
         gc.unfreeze()
         gc.collect()

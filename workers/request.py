@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from workers.objectives import Objectives
 
-SpeculationType = Literal["off", "ngram"]
+SpeculationType = Literal["off", "ngram", "draft", "early-exit"]
 
 
 class FinishReason(StrEnum):
@@ -144,7 +144,8 @@ class EngineConfig:
     that are refused.
     `news_interval_s`: how long tokens may wait to be handed over together, of many streams longer (see `Engine`); a
     request's first and last never do.
-    `speculation`: who guesses tokens; see `workers.speculation`.
+    `speculation`: who guesses tokens; see `workers.speculation`. With "draft" it is the model at the path
+    `draft_model`, with "early-exit" the first `draft_layers` layers of the model itself.
     """
 
     max_running: int = 64
@@ -157,6 +158,8 @@ class EngineConfig:
     max_model_len: int = 8192
     prefix_caching: bool = True
     speculation: SpeculationType = "off"
+    draft_model: str = ""
+    draft_layers: int = 0
     collective_timeout_s: float = 20.0
     eos_token_ids: tuple[int, ...] = field(default=())
 

@@ -9,6 +9,7 @@ import torch
 
 from partitioning.checkpoint import Checkpoint
 from partitioning.plan import Plan
+from workers.collectives import Group
 from workers.measures import Durations
 from workers.model.stage import Stage, TorchStage
 from workers.model.weights import WeightReader
@@ -20,6 +21,25 @@ from workers.sampling import Sampled, Sampler
 from workers.step_plan import StepPlan
 
 _NOTHING = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
+
+
+def make_stage(
+    plan: Plan,
+    rank: int,
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    group: Group,
+    device: torch.device,
+    all_native: bool,
+    beside: Stage | None = None,
+) -> Stage:
+    """The stage of `rank` of `plan`, with its weights: the native one where it can be had and every rank has the
+    library. It runs by turns with the stage `beside` it, if there is one, in the same process."""
+    weights = WeightReader(checkpoint, plan, plan.ranks[rank])
+    if all_native and (built := library()) is not None and native.supports(plan, device):
+        other = beside if isinstance(beside, native.NativeStage) else None
+        return native.NativeStage(built, weights, plan, plan.ranks[rank], config, group, other)
+    return TorchStage(weights, plan, plan.ranks[rank], config, group, device)
 
 
 class Runner:
@@ -41,12 +61,7 @@ class Runner:
         self._context = context
         self._first, self._last = mine.stage == 0, mine.stage == plan.pp - 1
         self._hidden_size = plan.model.hidden_size
-        weights = WeightReader(checkpoint, plan, mine)
-        self._stage: Stage
-        if context.native and (built := library()) is not None and native.supports(plan, device):
-            self._stage = native.NativeStage(built, weights, plan, mine, config, context.stage)
-        else:
-            self._stage = TorchStage(weights, plan, mine, config, context.stage, device)
+        self.stage = make_stage(plan, rank, config, checkpoint, context.stage, device, context.native)
         self._sampler = None
         if self._last:
             self._sampler = Sampler(config.max_running, mine.vocab, plan.model.vocab_size, context.stage, device)
@@ -66,7 +81,7 @@ class Runner:
         hidden = None if self._first else self._context.receive_hidden(len(plan.tokens), self._hidden_size)
         prepared = perf_counter()
         progress.begin("computing")
-        result = self._stage.run(plan, hidden, greedy)
+        result = self.stage.run(plan, hidden, greedy)
         if result.hidden is not None:
             progress.begin("handing on to the next stage")
             self._context.send_hidden(result.hidden)

@@ -166,7 +166,8 @@ class Scheduler:
         if prompts or arriving:
             self._prompt_rows(prompts, batch, share, budget)
         elif self._speculation is not None and batch:
-            drafts = self._drafts(self._speculation, batch, budget)
+            room = min(budget, max(self._config.max_running, _MOST_SAMPLES) - len(batch))
+            drafts = self._speculation.drafts(batch, room, self._extend)
         return self._step(batch, drafts, decoding, decoded) if batch else None
 
     def commit(self, step: Step, tokens: Seq[int], logprobs: Seq[TokenLogprob | None]) -> list[Output]:
@@ -221,18 +222,14 @@ class Scheduler:
             self._charge(sequence, 1)
         return batch
 
-    def _drafts(self, speculation: Speculation, batch: Batch, budget: int) -> Drafts:
-        """Guesses for sequences of `batch`, in blocks that nobody needs now."""
-        most = max(self._config.max_running, _MOST_SAMPLES)
-        drafts = speculation.drafts(batch, min(budget, most - len(batch)))
-        for sequence, _ in batch if drafts else ():
-            end = sequence.planned + 1 + len(drafts.get(sequence.slot, ()))
-            missing = self._blocks.blocks_for(end) - len(sequence.blocks)
-            if missing > 0 and (fresh := self._blocks.take(missing)) is not None:
-                self._give(sequence, fresh)
-            elif missing > 0:
-                del drafts[sequence.slot]
-        return drafts
+    def _extend(self, sequence: Sequence, guesses: int) -> bool:
+        """Makes room for so many guesses; False where other sequences have all blocks."""
+        missing = self._blocks.blocks_for(sequence.planned + 1 + guesses) - len(sequence.blocks)
+        if missing > 0:
+            if (fresh := self._blocks.take(missing)) is None:
+                return False
+            self._give(sequence, fresh)
+        return True
 
     def _settle(self, sequence: Sequence, drafted: int, accepted: int, finish: FinishReason | None) -> None:
         """Takes back the guesses that were wrong. What came of right ones is paid for as without guesses."""

@@ -9,6 +9,7 @@ from time import monotonic
 from workers.request import EngineConfig, FinishReason, Output, Request, TokenLogprob
 from workers.speculation.acceptance import Acceptance
 from workers.speculation.ngram_index import NgramIndex
+from workers.speculation.reading import Reading
 from workers.tenant import Tenant
 
 Rank = tuple[float, int]
@@ -34,7 +35,8 @@ class Sequence:
     it does not run. The first `charged` positions are on its tenant's account.
 
     It `arrived` at a time of `time.monotonic`. It is `waiting` for a place in the batch, `queued` while the queue has
-    an entry of it, `parked` while its reader rests. `index` and `acceptance` are those of its guesses.
+    an entry of it, `parked` while its reader rests. `index`, `reading` and `acceptance` are those of its
+    guesses.
     """
 
     request: Request
@@ -56,6 +58,7 @@ class Sequence:
     parked: bool = False
     cancelled: bool = False
     index: NgramIndex | None = None
+    reading: Reading | None = None
     acceptance: Acceptance | None = None
 
     @property

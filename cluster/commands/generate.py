@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands import KV_CACHE_HELP, SPECULATION_HELP, WEIGHTS_HELP
+from cluster.commands import DRAFT_LAYERS_HELP, DRAFT_MODEL_HELP, KV_CACHE_HELP, SPECULATION_HELP, WEIGHTS_HELP
 from partitioning.model_spec import CacheType, DType, WeightType
 from workers.request import SpeculationType
 
@@ -39,6 +39,8 @@ def generate(
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of the KV cache.")] = None,
     speculation: Annotated[SpeculationType, typer.Option(help=SPECULATION_HELP)] = "ngram",
+    draft_model: Annotated[str | None, typer.Option(help=DRAFT_MODEL_HELP)] = None,
+    draft_layers: Annotated[int | None, typer.Option(min=1, help=DRAFT_LAYERS_HELP)] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; higher is more random.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 for all.")] = 0,
@@ -67,6 +69,7 @@ def generate(
         raise typer.BadParameter("--input and --output go together")
 
     # Heavy: these import torch.
+    from cluster.drafting import draft_of, resolve_draft
     from cluster.gateway.requests import Limits
     from cluster.models import resolve_model
     from cluster.offline import run_jobs
@@ -78,6 +81,7 @@ def generate(
     from phalanx.v1 import inference_pb2
     from workers.local import local_replica
     from workers.request import EngineConfig
+    from workers.speculation.options import check_options
 
     sampling = inference_pb2.Sampling(
         max_tokens=max_tokens,
@@ -94,9 +98,11 @@ def generate(
         repetition_penalty=repetition_penalty,
         logprobs=logprobs,
     )
+    check_options(speculation, draft_model, draft_layers)
     path = resolve_model(model)
     with open_checkpoint(path) as checkpoint:
         spec = checkpoint.spec
+    draft = None if draft_model is None else str(resolve_draft(draft_model, path))
     settings = plan_settings(
         spec,
         dtype=dtype,
@@ -104,6 +110,7 @@ def generate(
         kv_cache=kv_cache,
         max_model_len=max_model_len,
         kv_cache_tokens=kv_cache_tokens,
+        draft=draft_of(spec, draft, draft_layers),
     )
     plan = make_plan(spec, str(path.resolve()), local_topology(tp * pp), settings, tp=tp, pp=pp)
     try:
@@ -117,6 +124,8 @@ def generate(
         eos_token_ids=spec.eos_token_ids,
         collective_timeout_s=120.0,
         speculation=speculation,
+        draft_model=draft or "",
+        draft_layers=draft_layers or 0,
     )
 
     if input is not None and output is not None:

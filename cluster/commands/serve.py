@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands import KV_CACHE_HELP, SPECULATION_HELP, WEIGHTS_HELP, say
+from cluster.commands import DRAFT_LAYERS_HELP, DRAFT_MODEL_HELP, KV_CACHE_HELP, SPECULATION_HELP, WEIGHTS_HELP, say
 from cluster.commands.observation import LogFormatOption, LogLevelOption, TracesOption
 from cluster.commands.protection import REGISTRY_SECRET_HELP
 from cluster.spec import DeploymentSpec
@@ -35,6 +35,8 @@ def serve(
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Size of a replica's KV cache.")] = None,
     speculation: Annotated[SpeculationType | None, typer.Option(help=SPECULATION_HELP)] = None,
+    draft_model: Annotated[str | None, typer.Option(help=DRAFT_MODEL_HELP)] = None,
+    draft_layers: Annotated[int | None, typer.Option(help=DRAFT_LAYERS_HELP)] = None,
     name: Annotated[str | None, typer.Option(help="Of the deployment, unique in the cluster.")] = None,
     listen: Annotated[str | None, typer.Option(help="Where the gateway listens, as HOST:PORT.")] = None,
     metrics_address: Annotated[
@@ -79,6 +81,8 @@ def serve(
         "max_model_len": max_model_len,
         "kv_cache_tokens": kv_cache_tokens,
         "speculation": speculation,
+        "draft_model": draft_model,
+        "draft_layers": draft_layers,
         "name": name,
         "listen": listen,
         "metrics_address": metrics_address,

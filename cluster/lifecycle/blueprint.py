@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from cluster.drafting import draft_of
 from cluster.spec import DeploymentSpec
 from cluster.topology import RayNode, topology_of
 from partitioning.checkpoint import open_checkpoint
@@ -58,7 +59,7 @@ def draw(spec: DeploymentSpec, generation: int, nodes: Sequence[RayNode]) -> Blu
 
     Raises:
         PlanError: it does not fit; the message says what is missing.
-        CheckpointError: the model cannot be read on this node.
+        CheckpointError, DraftError: a model cannot be read on this node, or used.
     """
     model, settings = _model(spec)
     tp, pp, replicas = spec.tp or 1, spec.pp or 1, spec.replicas or 1
@@ -121,6 +122,7 @@ def _model(spec: DeploymentSpec) -> tuple[ModelSpec, PlanSettings]:
         kv_block_size=spec.kv_block_size,
         kv_cache_tokens=spec.kv_cache_tokens,
         memory_fraction=spec.memory_fraction,
+        draft=draft_of(model, spec.draft_model, spec.draft_layers),
     )
     return model, settings
 
@@ -137,6 +139,8 @@ def _engine_json(spec: DeploymentSpec, model: ModelSpec, settings: PlanSettings)
         max_model_len=settings.max_model_len,
         prefix_caching=spec.prefix_caching,
         speculation=spec.speculation,
+        draft_model=spec.draft_model or "",
+        draft_layers=spec.draft_layers or 0,
         collective_timeout_s=spec.collective_timeout_s,
         eos_token_ids=model.eos_token_ids,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from cluster.drafting import draft_of, resolve_draft
 from cluster.gateway.config import GatewayConfig
 from cluster.gateway.server import Gateway
 from cluster.lifecycle.coordinator import Opened
@@ -26,16 +27,19 @@ from phalanx.v1 import registry_pb2
 
 
 def checked(spec: DeploymentSpec) -> DeploymentSpec:
-    """The spec with its model's path, once the checkpoint is known to be readable: before anything is started.
+    """The spec with the paths of its models, once they are known to be readable: before anything is started.
 
     Raises:
-        ModelError, CheckpointError, TokenizerError: what is wrong with it.
+        ModelError, CheckpointError, TokenizerError, DraftError: what is wrong with them.
     """
     path = resolve_model(spec.model).resolve()
-    open_checkpoint(path).close()
+    with open_checkpoint(path) as checkpoint:
+        model = checkpoint.spec
     with suppress(TokenizerMissing):  # the gateway says so
         load_tokenizer(path)
-    return spec.model_copy(update={"model": str(path)})
+    draft = None if spec.draft_model is None else str(resolve_draft(spec.draft_model, path))
+    draft_of(model, draft, spec.draft_layers)
+    return spec.model_copy(update={"model": str(path), "draft_model": draft})
 
 
 def check_port(spec: DeploymentSpec) -> None:

@@ -54,6 +54,11 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every piece, as the tokenizer writes it."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
+    @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 

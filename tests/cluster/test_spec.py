@@ -30,6 +30,11 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ({"listen": "50051"}, "listen: "),
         ({"memory_fraction": 1.5}, "memory_fraction: "),
         ({"auto": True, "tp": 2}, "auto chooses tp"),
+        ({"speculation": "draft"}, "needs draft_model"),
+        ({"speculation": "early-exit"}, "needs draft_layers"),
+        ({"speculation": "early-exit", "draft_layers": 0}, "draft_layers: "),
+        ({"draft_model": "small"}, "draft_model goes with speculation: draft"),
+        ({"speculation": "draft", "draft_model": "small", "draft_layers": 2}, "draft_layers goes with"),
     ],
 )
 def test_a_wrong_key_is_named(fields: dict[str, Any], message: str) -> None:

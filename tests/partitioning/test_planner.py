@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from partitioning.costs import kv_token_bytes, weight_bytes
 from partitioning.devices import parse_topology
+from partitioning.draft import Draft, first_layers
 from partitioning.plan import PlanError
 from partitioning.planner import auto_plan, make_plan
 from partitioning.settings import plan_settings
@@ -195,3 +197,33 @@ def test_auto_says_which_layout_came_nearest_when_none_fits() -> None:
         auto_plan(LLAMA_405B, "m", parse_topology("8xH100"))
     with pytest.raises(PlanError, match="9 replicas need as many devices, the cluster has 8"):
         auto_plan(SMOLLM2, "m", parse_topology("8xH100"), replicas=9)
+
+
+def test_a_draft_model_takes_its_memory_from_the_first_rank() -> None:
+    """Of whole blocks of 16 tokens there are as many less as the draft's weights and cache take."""
+    small = Draft(model_spec(layers=8))
+    plain, drafting = (plan_settings(SMOLLM2, draft=draft, max_model_len=256) for draft in (None, small))
+    weights = weight_bytes(small.model, plain.stored, small.whole)
+    token = kv_token_bytes(small.model, plain.cached, small.whole)
+    for ranks in (1, 2):
+        room = 0.9 * 2.4e9 / ranks
+        without, with_draft = (
+            make_plan(SMOLLM2, "m", host(ranks, 2.4), settings, tp=ranks, pp=1).kv_blocks * 16
+            for settings in (plain, drafting)
+        )
+        assert with_draft < without
+        assert with_draft * token + weights < room
+    with pytest.raises(PlanError, match=r"for the model that guesses"):
+        make_plan(SMOLLM2, "m", host(1, 0.75), drafting, tp=1, pp=1)
+    make_plan(SMOLLM2, "m", host(1, 0.75), plain, tp=1, pp=1)
+
+
+def test_an_early_exit_takes_memory_only_where_the_rank_has_not_the_whole_model() -> None:
+    exits = Draft(first_layers(SMOLLM2, 8), exits=True)
+    plain, drafting = (plan_settings(SMOLLM2, draft=draft, max_model_len=256) for draft in (None, exits))
+    for ranks, costs in ((1, False), (2, True)):
+        without, with_exit = (
+            make_plan(SMOLLM2, "m", host(ranks, 1.6), settings, tp=1, pp=ranks).kv_blocks
+            for settings in (plain, drafting)
+        )
+        assert (with_exit < without) == costs

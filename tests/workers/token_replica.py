@@ -11,7 +11,7 @@ from workers.pacing import Pacer
 from workers.request import EngineConfig, Output, Request, SamplingParams
 from workers.scheduler import Scheduler
 from workers.sequence import Sequence
-from workers.speculation.speculation import Propose, Speculation
+from workers.speculation.speculation import LookupSpeculation, Propose
 from workers.step import Step
 from workers.step_plan import StepPlan
 
@@ -75,7 +75,7 @@ class Replica:
     def __post_init__(self) -> None:
         self.blocks = BlockManager(self.num_blocks, BLOCK)
         self.pacer = Pacer(self.config.max_stretch, self.micro_batches, self.config.objectives.tpot_s)
-        self.speculation = None if self.propose is None else Speculation(self.config, self.propose)
+        self.speculation = None if self.propose is None else LookupSpeculation(self.config, self.propose)
         self.scheduler = Scheduler(self.config, self.blocks, self.pacer, self.micro_batches, self.speculation)
         self.memory = TokenMemory(self.num_blocks, self.config.max_running)
         self.in_flight: deque[tuple[Step, list[int], float]] = deque()

@@ -21,10 +21,10 @@ class Decoder:
     norm: Norm | None
     head: Linear | None
 
-    def hidden(self, x: Tensor, batch: Batch) -> Tensor:
-        """x [tokens, hidden] through this stage's layers."""
+    def hidden(self, x: Tensor, batch: Batch, layers: int | None = None) -> Tensor:
+        """x [tokens, hidden] through this stage's layers, or so many of the first."""
         rotary = self.rotary.at(batch.positions)
-        for block in self.blocks:
+        for block in self.blocks[:layers]:
             x = block(x, rotary, batch)
         return x
 

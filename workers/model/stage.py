@@ -31,9 +31,10 @@ class StageResult:
 
 
 class Stage(Protocol):
-    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool) -> StageResult:
+    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool, layers: int | None = None) -> StageResult:
         """Runs the layers over the batch of `plan`. `hidden` [tokens, hidden] float32 comes from the stage before, None
-        on the first. `greedy`: the largest logit of every sampled row is all that is needed."""
+        on the first. `greedy`: the largest logit of every sampled row is all that is needed. `layers`: so many of the
+        first, in place of all."""
         ...
 
 
@@ -59,14 +60,14 @@ class TorchStage:
         )
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
 
-    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool) -> StageResult:
+    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool, layers: int | None = None) -> StageResult:
         batch = self._batches.build(plan)
         if hidden is None:
             assert self._decoder.embedding is not None
             x = self._decoder.embedding(batch.tokens)
         else:
             x = hidden.to(self._dtype)
-        x = self._decoder.hidden(x, batch)
+        x = self._decoder.hidden(x, batch, layers)
         if self._decoder.head is None:
             return StageResult(hidden=x.float())
         return StageResult(logits=self._decoder.logits(x[batch.sample_rows]))

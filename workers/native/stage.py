@@ -41,6 +41,7 @@ class _Shape(Structure):
         ("eps", c_float),
         *((name, c_void_p) for name in ("cos", "sin", "query_heads")),
         ("reducer", _Reducer),
+        ("beside", c_void_p),
     )
 
 
@@ -66,6 +67,7 @@ class _Step(Structure):
         ("logits_stride", c_long),
         ("best_logits", c_void_p),
         ("best_ids", c_void_p),
+        ("layers", c_long),
     )
 
 
@@ -75,7 +77,8 @@ def supports(plan: Plan, device: torch.device) -> bool:
 
 
 class NativeStage:
-    """The layers of one stage, its KV cache included."""
+    """The layers of one stage, its KV cache included. It computes with the threads of the stage `beside` it, if there
+    is one, which then never runs at the same time."""
 
     def __init__(
         self,
@@ -85,9 +88,11 @@ class NativeStage:
         rank: RankPlan,
         config: EngineConfig,
         group: Group,
+        beside: NativeStage | None = None,
     ) -> None:
         declare(native)
         self._native, self._group = native, group
+        self._layers = len(rank.layers)
         self._hidden = plan.model.hidden_size
         self._last = rank.stage == plan.pp - 1
         self._vocab = len(rank.vocab)
@@ -99,6 +104,7 @@ class NativeStage:
         embedding = head if ends.embedding is ends.head else self._packed(ends.embedding)
         norm = None if ends.norm is None else self._vector(ends.norm)
         shape = self._shape(plan, rank, config)
+        shape.beside = None if beside is None else beside._stage
         self._stage: int | None = native.phx_stage_new(ctypes.byref(shape), layers, len(layers), embedding, norm, head)
         if self._stage is None:
             raise MemoryError("no memory for KV cache and activations; lower kv_cache_tokens or max_batch_tokens")
@@ -107,7 +113,7 @@ class NativeStage:
         if getattr(self, "_stage", None) is not None:
             self._native.phx_stage_free(self._stage)
 
-    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool) -> StageResult:
+    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool, layers: int | None = None) -> StageResult:
         """One step: see `workers.model.stage.Stage`.
 
         Raises:
@@ -123,6 +129,7 @@ class NativeStage:
             tokens=plan.tokens.ctypes.data,
             tokens_count=tokens,
             hidden_in=None if hidden is None else hidden.data_ptr(),
+            layers=self._layers if layers is None else layers,
         )
         if not self._last:
             result.hidden = torch.empty(tokens, self._hidden)

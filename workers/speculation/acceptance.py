@@ -12,11 +12,15 @@ _PATIENCE = 32  # tokens without guesses before one more is tried
 
 
 class Acceptance:
-    """The share of a sequence's guesses that the model drew, of late."""
+    """The share of a sequence's guesses that the model drew, of late; `rate` is what it is taken to be at first."""
 
-    def __init__(self) -> None:
-        self._rate = _START
+    def __init__(self, rate: float = _START) -> None:
+        self._rate = rate
         self._idle = 0  # tokens for which no guess was worth it
+
+    @property
+    def rate(self) -> float:
+        return self._rate
 
     def worth(self, price: float) -> int:
         """How many guesses to make where each costs as much as `price` tokens, above 0: as long as the next one, which

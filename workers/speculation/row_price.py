@@ -28,11 +28,16 @@ class RowPrice:
 
     def of(self, sequences: int) -> float | None:
         """In tokens; None where a step without guesses has to be measured first."""
+        measured = self.measured(sequences)
+        return None if measured is None else sequences * measured[1] / measured[0]
+
+    def measured(self, sequences: int) -> tuple[float, float] | None:
+        """Seconds of a step without guesses, and of a row more; None where the first has to be measured."""
         step = self._steps.get(sequences)
         if step is None or step.uses >= _REFRESH:
             return None
         row = step.longer / step.rows if step.rows else _UNKNOWN * step.seconds
-        return sequences * max(_LEAST, row / step.seconds)
+        return step.seconds, max(_LEAST * step.seconds, row)
 
     def learn(self, sequences: int, guesses: int, prompt_tokens: int, seconds: float) -> None:
         """The oldest step in flight took so long by itself. One with a prompt tells nothing, nor does the one after."""

@@ -12,6 +12,7 @@ using namespace phx;
 struct PhxStage {
     virtual ~PhxStage() = default;
     virtual int run(const PhxStep& step) = 0;
+    std::shared_ptr<Team> team;
 };
 
 namespace {
@@ -22,7 +23,7 @@ template <class T, class S> class Stage final : public PhxStage {
     Stage(const PhxShape& shape, const PhxLayer* layers, long count, const Weight* embedding, const float* norm,
           const Weight* head)
         : s(shape), layers_(layers, layers + count), embedding_(embedding), norm_(norm), head_(head),
-          team_(shape.threads, shape.patient),
+          team_(join(shape)),
           width_(round_up(shape.hidden, LANES)), depth_(round_up(shape.head_dim, LANES)),
           qkv_width_(round_up((shape.heads + 2 * shape.kv_heads) * shape.head_dim, LANES)),
           tables_(shape.max_sequences * shape.max_blocks),
@@ -56,6 +57,12 @@ template <class T, class S> class Stage final : public PhxStage {
     }
 
   private:
+    // Two teams would take the cores from each other, as threads that wait look for work for a while.
+    Team& join(const PhxShape& shape) {
+        team = shape.beside ? shape.beside->team : std::make_shared<Team>(shape.threads, shape.patient);
+        return *team;
+    }
+
     // The part of a step that needs no product.
     void take(const PhxStep& step) {
         for (long i = 0; i < step.updates_count; ++i) {
@@ -346,7 +353,7 @@ template <class T, class S> class Stage final : public PhxStage {
     void forward(const PhxStep& step, int thread) {
         enter(step, thread);
         if (status_ != 0) return;
-        for (long layer = 0; layer < long(layers_.size()); ++layer) {
+        for (long layer = 0; layer < step.layers; ++layer) {
             if (!attention(layer, thread) || !mlp(layer, thread)) return;
         }
         leave(step, thread);
@@ -357,7 +364,7 @@ template <class T, class S> class Stage final : public PhxStage {
     const Weight* embedding_;
     const float* norm_;
     const Weight* head_;
-    Team team_;
+    Team& team_;
     const long width_, depth_, qkv_width_;
     int status_ = 0;
 

@@ -3,8 +3,10 @@
 
 #include "weight.h"
 
-// The C side; see workers/native/decoder.py, which has the same structures.
+// The C side; see workers/native/stage.py, which has the same structures.
 extern "C" {
+
+struct PhxStage;
 
 // Sums `count` floats over the ranks of the stage, in place; 0 when that worked.
 struct PhxReducer {
@@ -24,6 +26,7 @@ struct PhxShape {
     const float *cos, *sin;     // [positions, head_dim / 2]
     const int* query_heads;     // [kv_heads]: how many query heads read each
     PhxReducer reducer;
+    const PhxStage* beside;     // whose threads this one uses, never at the same time; or null for threads of its own
 };
 
 // Norm weights are float32 and stay the caller's, as do the weights. Null: not there.
@@ -47,9 +50,9 @@ struct PhxStep {
     long logits_stride;
     float* best_logits;      // [samples] with the ids of the largest, instead of `logits`
     int32_t* best_ids;
+    long layers;             // so many of the first
 };
 
-struct PhxStage;
 PhxStage* phx_stage_new(const PhxShape* shape, const PhxLayer* layers, long count, const phx::Weight* embedding,
                         const float* norm, const phx::Weight* head);
 void phx_stage_free(PhxStage* stage);
