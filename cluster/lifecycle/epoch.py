@@ -28,7 +28,7 @@ from workers.security.secret import derived
 
 log = logging.getLogger(__name__)
 
-_PLACE_S = 60.0  # free devices were counted before, so a group that is not placed by then lost a race for them
+_PLACE_S = 20.0  # the devices were free, or the last epoch's: who is not placed by then lost a race for them
 _START_S = 300.0  # a process imports torch, perhaps from a slow disk
 _CONNECT_S = 60.0
 _LOAD_S = 3600.0
@@ -40,6 +40,10 @@ _LOOPBACK = "127.0.0.1"
 
 class EpochError(RuntimeError):
     """An epoch that could not be built or taken over. The message names the rank and the cause."""
+
+
+class NotPlacedError(EpochError):
+    """Somebody else has the devices."""
 
 
 class Epoch:
@@ -71,7 +75,8 @@ class Epoch:
         it does next. Returns how many bytes were read.
 
         Raises:
-            EpochError: a rank could not be placed or started, or died meanwhile.
+            NotPlacedError: the devices of `placement` are not to be had.
+            EpochError: a rank could not be started, or died meanwhile.
         """
         begin(f"placing {self._ranks} ranks")
         await self._place(placement)
@@ -179,7 +184,7 @@ class Epoch:
         if not placed.done():
             placed.cancel()
             wanted = ", ".join(f"{node.name}: {self._resources(rank)}" for rank, node in enumerate(placement))
-            raise EpochError(
+            raise NotPlacedError(
                 f"the cluster did not give its ranks a place within {_PLACE_S:.0f} s (wanted {wanted}): another job "
                 "was quicker; see `ray status`"
             )

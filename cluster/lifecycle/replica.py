@@ -15,7 +15,7 @@ from dataclasses import replace
 from time import monotonic
 
 from cluster.lifecycle.blueprint import Blueprint, place, redraw
-from cluster.lifecycle.epoch import Epoch, EpochError, reason
+from cluster.lifecycle.epoch import Epoch, EpochError, NotPlacedError, reason
 from cluster.lifecycle.names import epoch_name
 from cluster.lifecycle.record import DeploymentRecord, ReplicaRecord
 from cluster.metrics.coordinator import ReplicaLook
@@ -168,6 +168,8 @@ class ReplicaLife:
             except Exception as error:  # whatever it is, the replica has to live again
                 failures += 1
                 detail = reason(error)
+                if isinstance(error, NotPlacedError):
+                    self._placement = []
                 unbuilt = "no_room" if isinstance(error, PlanError) else "not_built"
                 self._failures[unbuilt if left is None else "not_adopted"] += 1
                 if not self.first.done() and left is None:
@@ -219,8 +221,8 @@ class ReplicaLife:
         return Epoch(self._blueprint, replica, number, name, secret, self._record.detached)
 
     def _find_room(self, nodes: dict[str, RayNode]) -> list[RayNode]:
-        """The node of each rank: as before if these live, otherwise wherever there is room now; in the planned cut if
-        it fits, otherwise in the quickest that does."""
+        """The node of each rank: as before if these live and nobody else took them, otherwise wherever there is room
+        now; in the planned cut if it fits, otherwise in the quickest that does."""
         planned = self._planned
         if self.recut or not self._placement or not nodes.keys() >= set(self._placement):
             try:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,11 +15,31 @@ from pathlib import Path
 
 import grpc
 import psutil
+import pytest
 
 from phalanx import AsyncClient, Client
 from phalanx.v1 import admin_pb2, registry_pb2, registry_pb2_grpc
+from tests.e2e.clusters import further_node, ray_cluster_of, with_our_python
 from tests.e2e.processes import COMMAND, ROOT, free_port, gone, running
 from workers.security.secret import new_secret, showing
+
+# Asks for the only core of a node, and has it as soon as it is free.
+_RIVAL = """
+import sys, ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from cluster.topology import ray_nodes
+ray.init(log_to_driver=False)
+(node,) = [node.node_id for node in ray_nodes() if node.name == sys.argv[1]]
+@ray.remote(num_cpus=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+class Rival:
+    def here(self):
+        return True
+rival = Rival.remote()
+print("asked", flush=True)
+ray.get(rival.here.remote())
+print("here", flush=True)
+sys.stdin.read()
+"""
 
 _OPTIONS = {"max_tokens": 400, "temperature": 0.8, "seed": 3, "ignore_eos": True}
 
@@ -205,3 +226,39 @@ def test_detached_rolled_and_stopped(model: Path, tmp_path: Path, ray_cluster: d
         assert gateway.end(signal.SIGTERM) == 0, gateway.output
     pids = [pid for ranks in (*before.values(), *after.values()) for _, pid in ranks]
     _until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_a_replica_whose_place_was_taken_goes_elsewhere(model: Path, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+
+    def node() -> str:
+        with Client(address, timeout=20) as client:
+            (entry,) = client.cluster().replicas
+        return entry.replica.ranks[0].node if entry.connected and entry.replica.ranks else ""
+
+    with ray_cluster_of(1, tmp_path) as cluster, further_node(cluster, 1):
+        command = ["serve", _spec(tmp_path, model, wait_for_devices="60s"), "--listen", address]
+        with running(command, tmp_path, **cluster) as serve:
+            serve.wait_for("is ready at")
+            before = node()
+            rival = subprocess.Popen(
+                [sys.executable, "-c", _RIVAL, before],
+                cwd=ROOT,
+                env={**with_our_python(), **cluster, "PYTHONPATH": f"{ROOT}:{ROOT}/proto"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            with rival:
+                assert rival.stdin is not None
+                assert rival.stdout is not None
+                assert rival.stdout.readline() == "asked\n"
+                undisturbed = _undisturbed(address)
+                tokens = asyncio.run(
+                    _disturbed(address, lambda state: os.kill(state.replicas[0].replica.ranks[0].pid, signal.SIGKILL))
+                )
+                assert tokens == undisturbed
+                assert rival.stdout.readline() == "here\n"
+                assert node() not in ("", before)
+                rival.stdin.close()
