@@ -17,7 +17,7 @@ _YAML = (".yaml", ".yml")
 def doctor(
     target: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL|SPEC.yaml]", help="What shall be served: the same that phalanx serve takes."),
+        typer.Argument(metavar="MODEL|SPEC.yaml", help="What shall be served: the same that phalanx serve takes."),
     ] = None,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Examine every node of the Ray cluster at RAY_ADDRESS, and their links.")
@@ -32,8 +32,8 @@ def doctor(
     the native engine is compiled where it is not there yet. The exit code is 1 if anything failed, 0 with warnings.
 
     \b
-    phalanx doctor                                              # this machine
-    phalanx doctor spec.yaml                                    # and what a deployment needs of it
+    phalanx doctor               # this machine
+    phalanx doctor spec.yaml     # and what a deployment needs of it
     RAY_ADDRESS=10.0.0.1:6379 phalanx doctor spec.yaml --cluster
     phalanx doctor --json | jq '.findings[] | select(.level != "ok")'
     """

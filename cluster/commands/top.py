@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -45,8 +46,8 @@ def top(
     \b
     phalanx top
     phalanx top --address 10.0.0.7:50051 --token-file admin-token --ca ca.pem
-    phalanx top --once --interval 10      # one frame, its rates over ten seconds: for a script or a report
-    phalanx status --json                 # the same figures for programs
+    phalanx top --once --interval 10   # one frame, its rates over 10 s
+    phalanx status --json              # the same figures for programs
     """
     console = Console()
     with connect(address, _ASK_S, token_file, ca, certificate, key) as client:
@@ -56,7 +57,8 @@ def top(
             now = status_of(client.cluster())
             console.print(frame(now, rates(before, now), address, console.width))
         else:
-            _watch(client, console, address, interval)
+            with suppress(KeyboardInterrupt):
+                _watch(client, console, address, interval)
 
 
 def _watch(client: Client, console: Console, address: str, interval: float) -> None:

@@ -34,9 +34,12 @@ class Examiner:
     def examine(self, needs: Needs) -> NodeReport:
         return examine(needs)
 
-    def listen(self, host: str, secret: str) -> int:
-        """Lets other nodes measure the way to this one; returns the port on `host`."""
-        return LinkListener(host, secret).port
+    def listen(self, host: str, secret: str) -> int | None:
+        """Lets other nodes measure the way to this one; returns the port on `host`, or None if none can be had."""
+        try:
+            return LinkListener(host, secret).port
+        except OSError:
+            return None
 
     def measure(self, host: str, port: int, secret: str) -> LinkFigures | str:
         """The way from here to there, or why it cannot be gone."""
@@ -110,7 +113,7 @@ def _examined(
 
 def _unexamined(error: RayError) -> Finding:
     said = str(error).strip().splitlines()[-1]
-    remedy = "install Phalanx there (pip install .) in the Python that Ray runs, and look at `ray logs` of that node"
+    remedy = "install Phalanx there (pip install .) in the Python that Ray runs, and look at Ray's logs of that node"
     return failed("node", f"it could not be examined: {said}", remedy)
 
 
@@ -122,6 +125,9 @@ def _measured(actors: Mapping[str, Any], addresses: Mapping[str, str], say: Say)
     plan = rounds(list(addresses))
     for number, pairs in enumerate(plan, 1):
         say(f"measuring links between nodes, round {number} of {len(plan)}")
-        calls = {(a, b): actors[a].measure.remote(addresses[b], ports[b], secret) for a, b in pairs}
-        measured |= {pair: ray.get(call, timeout=_LINK_S) for pair, call in calls.items()}
+        deaf = {pair: f"it cannot listen on {addresses[pair[1]]}" for pair in pairs if ports[pair[1]] is None}
+        calls = {
+            (a, b): actors[a].measure.remote(addresses[b], ports[b], secret) for a, b in pairs if (a, b) not in deaf
+        }
+        measured |= {**deaf, **{pair: ray.get(call, timeout=_LINK_S) for pair, call in calls.items()}}
     return measured

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cluster.doctor.finding import Finding
 from cluster.doctor.gateway import gateway_findings
@@ -50,17 +50,15 @@ def with_path(spec: DeploymentSpec) -> DeploymentSpec:
 
 def node_needs(spec: DeploymentSpec, share: Share, address: str, alone: bool) -> Needs:
     """Of a node with such a share. On a cluster of one node (`alone`) nothing is reached from outside."""
-    needs = Needs(
-        address=address,
+    host, _, port = (spec.registry_listen or "").rpartition(":")
+    return Needs(
+        address="127.0.0.1" if alone and not port else address,
         model=spec.model,
-        ranks=share.ranks,
         memory_bytes=share.memory_bytes,
         shared_bytes=share.shared_bytes,
         gpus=share.gpus if share.ranks else None,
         gpu_bytes=share.gpu_bytes,
         native=not share.gpus and spec.dtype != "float16",
         internal_tls=spec.internal_tls,
+        registry_port=int(port) if port and host in ("", address) else 0,
     )
-    if spec.registry_listen is None:
-        return replace(needs, address="127.0.0.1" if alone else address)
-    return replace(needs, registry_port=int(spec.registry_listen.rpartition(":")[2]))

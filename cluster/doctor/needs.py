@@ -23,7 +23,6 @@ class Needs:
 
     address: str = "127.0.0.1"
     model: str | None = None
-    ranks: int = 0
     memory_bytes: int = 0
     shared_bytes: int = 0
     gpus: int | None = None

@@ -17,9 +17,11 @@ def port_finding(host: str, port: int, purpose: str, remedy: str) -> Finding:
         family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        text = f"{purpose} cannot listen on {host}:{port} ({error.strerror or error}){_owner(port)}"
+        # Python adds the address once more.
+        cause = (error.strerror or str(error)).partition(" (while")[0]
+        text = f"{purpose} cannot listen on {host}:{port} ({cause}){_owner(port)}"
         return failed(_CHECK, text, remedy)
-    return ok(_CHECK, f"{purpose} can listen on {host}, port {port or 'any'}")
+    return ok(_CHECK, f"{purpose} can listen on {host or 'every address'}, port {port or 'any'}")
 
 
 def node_ports(address: str, registry_port: int) -> list[Finding]:

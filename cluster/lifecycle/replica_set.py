@@ -82,9 +82,7 @@ class ReplicaSet:
             ReplicaError: a new one could not be built; it is given up.
         """
         async with self._changing:
-            self._registry.note(
-                registry_pb2.EVENT_KIND_SCALE, f"{len(self._replicas)} replicas, {replicas} are asked for"
-            )
+            self._registry.note(registry_pb2.EVENT_KIND_SCALE, f"from {len(self._replicas)} to {replicas} replicas")
             for _ in range(len(self._replicas), replicas):
                 await self._add(self.blueprint)
             surplus = sorted(self._replicas)[replicas:]

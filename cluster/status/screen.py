@@ -179,10 +179,15 @@ def _table(columns: Sequence[_Column[T]], rows: Sequence[T], width: int, most: i
     most = max(most, _LEAST_ROWS)
     fitting = rows if len(rows) <= most else rows[: most - 1]
     for row in fitting:
-        table.add_row(*(column.text(row) for column in shown))
+        table.add_row(*(_cell(column.text(row)) for column in shown))
     if len(fitting) < len(rows):
         table.add_row("…", f"+{len(rows) - len(fitting)}")
     return table
+
+
+def _cell(content: str | Text) -> Text:
+    """What comes from elsewhere is not to be read as Rich's markup."""
+    return Text(content) if isinstance(content, str) else content
 
 
 def _state(replica: Replica) -> Text:

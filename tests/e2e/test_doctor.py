@@ -63,7 +63,7 @@ def test_what_is_wrong_is_found_on_every_node(model: Path, tmp_path: Path, two_n
     certificate, _ = authority.issue("node")
     _, key = authority.issue("other")
     spec = tmp_path / "spec.yaml"
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
         spec.write_text(
             f"model: {model}\ntp: 4\nkv_cache_tokens: 4096\nlisten: 127.0.0.1:{free_port()}\n"
             f"registry_listen: :{taken.getsockname()[1]}\n"
