@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp
 from pathlib import Path
@@ -49,7 +49,8 @@ class Qualities:
         asked = sheet(self._questions, load_tokenizer(path))
         if row.engine == "transformers":
             return self._quality(self._base, chosen(asked, self._peer.logprobs(asked)))
-        plan = plan_of(row, path, self._threads, WINDOW, self._sequences * WINDOW)
+        alone = replace(row, tp=1)  # whose logits are those of the whole vocabulary
+        plan = plan_of(alone, path, self._threads, WINDOW, self._sequences * WINDOW)
         stage = stage_of(plan, self._sequences)
         with torch.inference_mode():
             return self._quality(read(stage, self._windows), chosen(asked, logprobs_of(stage, asked)))
