@@ -100,11 +100,11 @@ def _row(line: str, tokenizer: Tokenizer, where: str) -> list[int]:
                 return tokenizer.encode(text)
             case {"messages": list(messages)}:
                 return tokenizer.chat_prompt(messages)
-            case {"token_ids": list(ids)} if all(type(token) is int and token >= 0 for token in ids):
+            case {"token_ids": list(ids)} if all(type(t) is int and 0 <= t < tokenizer.vocab_size for t in ids):
                 return ids
     except (ValueError, TypeError, KeyError) as error:
         raise DistilError(f"{where} cannot be used ({error}): correct or remove it") from error
-    raise DistilError(f'{where} needs "text", "messages" or "token_ids": correct or remove it')
+    raise DistilError(f'{where} needs "text", "messages" or "token_ids" of the teacher\'s: correct or remove it')
 
 
 def _finished(replica: LocalReplica, requests: Sequence[Request], texts: dict[int, list[int]]) -> Iterator[int]:

@@ -111,7 +111,8 @@ def distil(
     with open_checkpoint(path) as checkpoint:
         begins = _student(checkpoint, path, layers, student, seed)
         _check_window(window, checkpoint, begins)
-        identity = {"teacher": str(path.resolve()), "student": dict(begins.config), **settings.model_dump(mode="json")}
+        began = f"{layers} layers" if student is None else str(student.resolve())
+        identity = {"teacher": str(path.resolve()), "student": began, **settings.model_dump(mode="json")}
         if text:
             content = read_texts(text, _needed(tokenizer, path))
             windows = Windows(content, settings)

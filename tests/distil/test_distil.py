@@ -181,23 +181,31 @@ def test_a_checkpoint_goes_on_from_its_own_weights(teacher: Path, text: Path, tm
         (("--layers", 2, "--tokens", 600), "--tokens 600 are too few"),
         (("--layers", 2, "--window", 1024), "--window 1024 is longer than the models' 512 positions"),
         (("--layers", 2, "--text", "/nowhere"), "/nowhere cannot be read as UTF-8 text"),
-        (("--layers", 2, "--text", "{short}"), "the text has 12 tokens; a step of 8 windows of 512"),
-        (("--layers", 2, "--text", "{wrong}"), 'wrong.jsonl, line 2 needs "text", "messages" or "token_ids"'),
-        (("--layers", 2, "--text", "{wrong}", "--prompts", "{wrong}"), "--prompts are for a teacher that writes"),
-        (("--layers", 2, "--prompts", "{short}", "--window", 8, "--batch", 1), "has 1 prompts of up to 12 tokens"),
-        (("--student", "{other}"), "has a vocabulary of 300 tokens, the teacher one of 307"),
-        (("--student", "{other}/config.json"), "config.json has a vocabulary of 300 tokens"),
+        (("--layers", 2, "--text", "HERE/short"), "the text has 12 tokens; a step of 8 windows of 512"),
+        (("--layers", 2, "--text", "HERE/wrong.jsonl"), 'wrong.jsonl, line 2 needs "text", "messages" or "token_ids"'),
+        (("--layers", 2, "--text", "HERE/beyond.jsonl"), "beyond.jsonl, line 1 needs"),
+        (
+            ("--layers", 2, "--text", "HERE/wrong.jsonl", "--prompts", "HERE/wrong.jsonl"),
+            "--prompts are for a teacher that writes",
+        ),
+        (("--layers", 2, "--prompts", "HERE/short", "--window", 8, "--batch", 1), "has 1 prompts of up to 12 tokens"),
+        (("--student", "HERE/other"), "has a vocabulary of 300 tokens, the teacher one of 307"),
+        (("--student", "HERE/other/config.json"), "config.json has a vocabulary of 300 tokens"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
     teacher: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
-    names = {name: str(tmp_path / name) for name in ("other", "short", "wrong.jsonl")}
-    (tmp_path / "short").write_text("abcd " * 3)
-    (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"txt": "a"}\n')
+    contents = {
+        "short": "abcd " * 3,
+        "wrong.jsonl": '{"text": "a"}\n{"txt": "a"}\n',
+        "beyond.jsonl": '{"token_ids": [307]}',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
     if "other" in str(options):
         make_tiny(tmp_path / "other", "llama", vocab_size=300)
-    given = [str(o).format(other=names["other"], short=names["short"], wrong=names["wrong.jsonl"]) for o in options]
+    given = [str(option).replace("HERE", str(tmp_path)) for option in options]
     result = command(teacher, *given, "--out", tmp_path / "out")
     shown = " ".join((result.output + str(result.exception)).replace("│", " ").split())
     assert message in shown
