@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-# Of `make image`: which image, and what builds it (docker, podman or buildah).
+# Of `make image`: which image, what builds it (docker, podman or buildah), from which base if not from the Dockerfile's,
+# and what else the builder is to be told.
 VARIANT ?= cpu
 BUILDER ?= docker
+BASE ?=
+BUILD_OPTIONS ?=
 
-.PHONY: help setup run test test-all chaos lint proto image clean
+.PHONY: help setup run test test-all test-kube chaos lint proto image clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -36,6 +39,9 @@ test: setup lint  ## Lint, types and the tests
 test-all: setup lint  ## The same with every layout of every model
 	@$(BIN)/python -m pytest
 
+test-kube: setup  ## The chart's pods on the image of `make image BUILDER=podman` (needs root and podman)
+	@$(BIN)/python -m pytest tests/k8s/test_built_image.py
+
 FAULTS ?= 100
 chaos: setup  ## A storm of FAULTS=100 faults over network namespaces, and what became of every stream (needs root)
 	@$(BIN)/python -m tests.chaos.storm --faults $(FAULTS)
@@ -49,7 +55,8 @@ proto: setup  ## Generate the gRPC stubs from proto/phalanx/v1/*.proto
 	@$(BIN)/python proto/generate.py
 
 image:  ## Build the container image phalanx:VERSION-VARIANT (VARIANT=cpu or cuda, BUILDER=docker or podman)
-	@$(BUILDER) build --file k8s/Dockerfile --build-arg VARIANT=$(VARIANT) --tag phalanx:$(VERSION)-$(VARIANT) .
+	@$(BUILDER) build --file k8s/Dockerfile --build-arg VARIANT=$(VARIANT) $(if $(BASE),--build-arg BASE=$(BASE)) \
+		$(BUILD_OPTIONS) --tag phalanx:$(VERSION)-$(VARIANT) .
 
 clean:  ## Remove the virtual environment and caches (not the models)
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
