@@ -18,17 +18,17 @@ from cluster.text import ChatTemplateMissing, TokenizerError, TokenizerMissing
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-_REASONS: dict[type[Exception], str] = {
+_REASONS: dict[type[BaseException], str] = {
     InvalidRequest: "invalid",
     NeverAllowed: "invalid",
     Refused: "invalid",
-    TokenizerMissing: "no_tokenizer",
-    ChatTemplateMissing: "no_chat_template",
     TokenizerError: "invalid",
+    TokenizerMissing: "no_tokenizer",
+    ChatTemplateMissing: "no_tokenizer",
     Full: "gateway_full",
-    QueuesFull: "replicas_full",
+    QueuesFull: "queues_full",
+    OverLimit: "over_limit",
     Shed: "objective",
-    OverLimit: "limit",
     Late: "deadline",
     Draining: "draining",
     NoReplica: "no_replica",
@@ -41,7 +41,7 @@ def recorded(record: RequestRecord) -> Iterator[RequestRecord]:
     try:
         yield record
     except Exception as error:
-        reason = next((word for kind, word in _REASONS.items() if isinstance(error, kind)), "")
+        reason = next((_REASONS[kind] for kind in type(error).__mro__ if kind in _REASONS), "")
         record.ended(reason or type(error).__name__, expected=bool(reason))
         raise
     except BaseException:
