@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
 
+ENDPOINT = r"^https?://[^/\s]+/?$"
 PARENT = "traceparent"  # the header of the W3C's trace context
 _DELAY_MS = 1000.0  # what a process that dies had not sent yet is lost
 _SEND_S = 3.0  # a collector that is away holds up the end of a process for two tries of this
