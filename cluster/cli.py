@@ -28,7 +28,7 @@ from cluster.commands import (
 )
 from workers.log import writes_json
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("cluster.cli")  # also when it runs as __main__
 
 _OURS = ("cluster", "partitioning", "workers", "phalanx")
 

@@ -16,6 +16,7 @@ from workers.request import SpeculationType
 from workers.security.peers import PeerTls
 from workers.security.tls import ServerTls
 from workers.speculation.options import check_options
+from workers.traces import ENDPOINT
 
 _MOST_BYTES = 1 << 20
 _MOST_FAULTS = 5
@@ -206,7 +207,7 @@ class DeploymentSpec(BaseModel):
     )
     traces: Annotated[
         str | None,
-        Field(pattern=r"^https?://[^/\s]+/?$", description="Where spans go by OTLP over gRPC: http://host:4317."),
+        Field(pattern=ENDPOINT, description="Where spans go by OTLP over gRPC: http://host:4317."),
     ] = None
 
     @property

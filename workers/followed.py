@@ -49,13 +49,14 @@ class Follower:
 
     def launched(self, step: Step) -> None:
         now = time_ns()
-        for sequence, end in zip(step.sequences, step.ends, strict=True):
+        starts = step.plan.rows[:, 1].tolist()
+        for sequence, start, end in zip(step.sequences, starts, step.ends, strict=True):
             life = self.follows.get(sequence.request.key)
             if life is None:
                 continue
             if not life.started:
                 life.started = now
-            elif end <= life.computed:
+            elif start < life.computed:
                 life.reread.append(now)
             life.computed = end
             if life.answered:

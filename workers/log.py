@@ -60,7 +60,7 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC)
-        own = {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
+        own = {name: value for name, value in vars(record).items() if _is_field(name) and value is not None}
         fields = {
             "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
@@ -74,6 +74,11 @@ class Lines(logging.Formatter):
             fields.setdefault("error", record.exc_info[0].__name__)
             fields["stack"] = "".join(traceback.format_tb(record.exc_info[2])).rstrip()
         return self._write(fields)
+
+
+def _is_field(name: str) -> bool:
+    """Ray adds notes of its own to records."""
+    return name not in _STANDARD and not name.startswith("_")
 
 
 def _as_json(fields: dict[str, Any]) -> str:

@@ -12,21 +12,24 @@ if TYPE_CHECKING:
 
 
 def write_spans(tracer: Tracer, life: Followed) -> None:
-    """Sends `queue`, `prefill` and `decode`, as far as the sequence came."""
+    """Sends `queue`, `prefill` and `decode`, as far as the sequence came; the last says why it ended."""
     request = life.request
     parent = parent_of({PARENT: request.traceparent})
 
     def span(name: str, start: int, end: int, attributes: dict[str, str | int]) -> None:
-        if start:
-            made = tracer.start_span(name, parent, attributes=attributes, start_time=start)
-            for at in life.reread:
-                if start < at <= (end or life.ended):
-                    made.add_event("read anew", timestamp=at)
-            made.end(end or life.ended)
+        if not start:
+            return
+        last = end or life.ended
+        if last == life.ended and life.finish_reason is not None:
+            attributes["phalanx.finish_reason"] = life.finish_reason.value
+        made = tracer.start_span(name, parent, attributes=attributes, start_time=start)
+        for at in life.reread:
+            if start < at <= last:
+                made.add_event("read anew", timestamp=at)
+        made.end(last)
 
-    span("queue", life.arrived, life.started, {"phalanx.tokens": len(request.token_ids)})
-    prefill = {"phalanx.tokens": len(request.token_ids), "phalanx.cached_tokens": life.cached_tokens}
-    span("prefill", life.started, life.answered, {**prefill, "phalanx.chunks": life.chunks})
-    finish = "" if life.finish_reason is None else life.finish_reason.value
-    decode: dict[str, str | int] = {"phalanx.steps": life.steps, "phalanx.generated_tokens": life.tokens}
-    span("decode", life.answered, life.ended, {**decode, "phalanx.finish_reason": finish})
+    tokens = {"phalanx.tokens": len(request.token_ids)}
+    span("queue", life.arrived, life.started, {**tokens})
+    read = {"phalanx.cached_tokens": life.cached_tokens, "phalanx.chunks": life.chunks}
+    span("prefill", life.started, life.answered, {**tokens, **read})
+    span("decode", life.answered, life.ended, {"phalanx.generated_tokens": life.tokens, "phalanx.steps": life.steps})

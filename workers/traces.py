@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
 
+ENDPOINT = r"^https?://[^/\s]+/?$"
 PARENT = "traceparent"  # the header of the W3C's trace context
 _DELAY_MS = 1000.0  # what a process that dies had not sent yet is lost
+_SEND_S = 3.0  # a collector that is away holds up the end of a process for two tries of this
 
 
 class TracesUnavailable(RuntimeError):
@@ -43,7 +45,7 @@ class Traces:
 
         resource = Resource.create({"service.name": service, "service.instance.id": instance})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(endpoint=endpoint)
+        exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_SEND_S)
         self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=_DELAY_MS))
         self.tracer: Tracer = self._provider.get_tracer("phalanx")
 

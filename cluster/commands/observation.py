@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
 from workers.log import LogFormat, LogLevel
+from workers.traces import ENDPOINT
+
+
+def _collector(address: str | None) -> str | None:
+    if address is not None and not re.match(ENDPOINT, address):
+        raise typer.BadParameter(f"{address} is no address of a collector: give http://HOST:PORT or https://HOST:PORT")
+    return address
+
 
 TracesOption = Annotated[
     str | None,
@@ -14,6 +23,7 @@ TracesOption = Annotated[
         envvar=["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"],
         help="Where spans go by OTLP over gRPC, such as http://127.0.0.1:4317.",
         show_default=False,
+        callback=_collector,
     ),
 ]
 LogFormatOption = Annotated[

@@ -76,19 +76,21 @@ def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> N
         ]
         assert all(rank["memory_bytes"] > 1e6 and rank["heard_s"] < 20 for rank in replica["ranks"])
         assert re.search(r"epoch 1 ended: rank 3 on \S+: its process died", serve.output), serve.output
-        # The dead epoch sends no more; the one that the stream went on at does.
-        decoded = [span for span in collected.wait(_is_moved) if span.name == "decode"]
-        assert [span.service for span in decoded] == ["phalanx-replica"] * 2
-        assert [span.attributes["phalanx.generated_tokens"] == 300 for span in decoded] == [True, False]
+        (second,) = (span for span in collected.wait(_has_moved) if _is_second(span))
+        assert second.service == "phalanx-replica"
         family = serve.family()
         assert serve.end(signal.SIGTERM) == 0, serve.output
         assert gone(family)
 
 
-def _is_moved(spans: list[Span]) -> bool:
-    """Whether there are the spans of the stream that ran undisturbed, and of the end of the one that moved."""
-    moved = [span for span in spans if span.attributes.get("phalanx.moves") == 1]
-    return len(moved) == 1 and sum(span.name == "decode" for span in spans) == 2
+def _has_moved(spans: list[Span]) -> bool:
+    return any(span.attributes.get("phalanx.moves") == 1 for span in spans) and any(map(_is_second, spans))
+
+
+def _is_second(span: Span) -> bool:
+    """Whether it is of the rest of the stream, which another epoch generated."""
+    of = span.attributes
+    return span.name == "decode" and of["phalanx.finish_reason"] == "length" and of["phalanx.generated_tokens"] < 300
 
 
 def test_what_clients_do_to_a_deployment(model: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def _record(event: str, error: BaseException | None = None, **fields: object) ->
 
 
 def test_a_line_is_an_event_whatever_its_fields_say() -> None:
-    record = _record("request finished", request_id='a b\n2026 INFO "forged"', tenant=None, tokens=3, empty="")
+    record = _record("request finished", request_id='a b\n2026 INFO "forged"', tenant=None, tokens=3, empty="", _ray=1)
     fields = json.loads(Lines("json", {"process": "gateway"}).format(record))
     assert _TIME.fullmatch(fields.pop("time"))
     assert fields == {

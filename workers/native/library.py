@@ -23,5 +23,6 @@ def library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(build()))
     except (BuildError, OSError) as error:
-        _log.warning("no native kernels, everything runs on torch alone, slower", extra={"error": str(error)})
+        # In the message itself: also commands show it that write no log.
+        _log.warning("no native kernels, everything runs on torch alone, slower: %s", error)
         return None
