@@ -12,8 +12,18 @@ from typing import Any
 from cluster.spec import DeploymentSpec
 
 SCHEMA = Path(__file__).parent / "phalanx/values.schema.json"
-# Where gateways and registry listen, and who may reach them, is for the chart's own values to say.
-_FIXED = ("listen", "registry_listen", "registry_secret", "internal_tls", "tls", "tokens", "insecure")
+# Where gateways, registry and metrics listen, and who may reach them, is for the chart's own values to say.
+_FIXED = (
+    "listen",
+    "registry_listen",
+    "registry_secret",
+    "internal_tls",
+    "tls",
+    "tokens",
+    "insecure",
+    "metrics_address",
+    "coordinator_metrics_address",
+)
 
 
 def spec_schema() -> dict[str, Any]:

@@ -16,6 +16,7 @@ import yaml
 
 from cluster.cli import app
 from tests.k8s.command_line import understood
+from tests.k8s.monitoring import MONITORING
 from tests.k8s.rendering import CHART, EVERYTHING, EXAMPLES, rendered
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
@@ -36,6 +37,7 @@ _CERTIFICATE = {
     },
 }
 _CRDS = os.environ.get("KUBERAY_CRDS")
+_MONITORING_CRDS = os.environ.get("MONITORING_CRDS")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,6 +59,9 @@ def _check_text(text: str, version: str) -> None:
     item = json.loads(text)
     if item["kind"] == "Certificate":
         jsonschema.validate(item["spec"], _CERTIFICATE)
+        return
+    if item["kind"] in MONITORING:
+        jsonschema.validate(item, MONITORING[item["kind"]])
         return
     if item["kind"] != "RayCluster":
         kubernetes_validate.validate(item, version, strict=True)
@@ -97,8 +102,8 @@ def test_the_job_of_its_own_is_valid_and_of_this_version() -> None:
 
 
 def test_a_wrong_field_is_found() -> None:
-    for item in rendered(EXAMPLES[0]):
-        if item["kind"] in ("Deployment", "RayCluster", "NetworkPolicy", "ConfigMap"):
+    for item in rendered(EXAMPLES[0], *EVERYTHING):
+        if item["kind"] in ("Deployment", "RayCluster", "NetworkPolicy", "ConfigMap", *MONITORING):
             with pytest.raises(jsonschema.ValidationError):
                 _check({**item, "no-such-field": 1}, "1.34")
 
@@ -114,6 +119,25 @@ def test_kuberays_own_definition_takes_the_cluster(example: Path, settings: tupl
     for item in rendered(example, *settings):
         if item["kind"] == "RayCluster":
             jsonschema.validate(item, schema)
+
+
+@pytest.mark.skipif(
+    _MONITORING_CRDS is None,
+    reason="set MONITORING_CRDS to the folder of prometheus-operator's example/prometheus-operator-crd",
+)
+def test_the_prometheus_operators_own_definitions_take_what_is_monitored() -> None:
+    assert _MONITORING_CRDS is not None
+    kinds = []
+    for item in rendered(EXAMPLES[0], *EVERYTHING):
+        if item["kind"] in MONITORING:
+            file = Path(_MONITORING_CRDS) / f"monitoring.coreos.com_{item['kind'].lower()}s.yaml"
+            versions = yaml.safe_load(file.read_text())["spec"]["versions"]
+            wanted = item["apiVersion"].partition("/")[2]
+            (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == wanted and v["served"])
+            _close(schema["properties"]["spec"])
+            jsonschema.validate(item, schema)
+            kinds.append(item["kind"])
+    assert sorted(kinds) == sorted(MONITORING)
 
 
 def _close(schema: Any) -> None:

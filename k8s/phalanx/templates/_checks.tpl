@@ -37,5 +37,16 @@
 {{- if gt (int .minReplicas) (int .maxReplicas) }}
 {{- fail "gateway.autoscaling: minReplicas is above maxReplicas" }}
 {{- end }}
+{{- if and .enabled (not (or .targetStreams .targetCPUUtilizationPercentage .metrics)) }}
+{{- fail "gateway.autoscaling: say what it goes by: targetStreams, targetCPUUtilizationPercentage or metrics" }}
+{{- end }}
+{{- if and .enabled .targetStreams (not $.Values.metrics.enabled) }}
+{{- fail "gateway.autoscaling.targetStreams: the number of streams is a metric, so set metrics.enabled" }}
+{{- end }}
+{{- end }}
+{{- range $part := list "serviceMonitor" "prometheusRule" "dashboard" }}
+{{- if and (get $.Values.metrics $part).enabled (not $.Values.metrics.enabled) }}
+{{- fail (printf "metrics.%s: it would have no metrics, so set metrics.enabled" $part) }}
+{{- end }}
 {{- end }}
 {{- end -}}

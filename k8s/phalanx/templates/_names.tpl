@@ -26,6 +26,7 @@ is handed out by the kernel, to replicas among others. */}}
 {{- define "phalanx.gatewayPort" -}}50051{{- end -}}
 {{- define "phalanx.probePort" -}}50053{{- end -}}
 {{- define "phalanx.registryPort" -}}20052{{- end -}}
+{{- define "phalanx.metricsPort" -}}20053{{- end -}}
 {{- define "phalanx.jobPort" -}}8265{{- end -}}
 
 {{/* The Ray pods, one of which has the coordinator: a headless service, whose addresses are tried in turn. */}}
@@ -51,6 +52,9 @@ is handed out by the kernel, to replicas among others. */}}
 {{- $added := dict "name" (include "phalanx.fullname" .) "registry_listen" (printf ":%s" (include "phalanx.registryPort" .)) "registry_secret" "registry-secret" "wait_for_devices" "10m" -}}
 {{- if include "phalanx.internalSecret" . -}}
 {{- $_ := set $added "internal_tls" (dict "certificate" "/etc/phalanx/internal/tls.crt" "key" "/etc/phalanx/internal/tls.key" "ca" "/etc/phalanx/internal/ca.crt") -}}
+{{- end -}}
+{{- if .Values.metrics.enabled -}}
+{{- $_ := set $added "coordinator_metrics_address" (printf ":%s" (include "phalanx.metricsPort" .)) -}}
 {{- end -}}
 {{- mustMergeOverwrite $added (deepCopy .Values.spec) | toJson -}}
 {{- end -}}

@@ -91,11 +91,12 @@ spec:
 - {name: gcs-server, containerPort: 6379}
 - {name: dashboard, containerPort: {{ include "phalanx.jobPort" . }}}
 - {name: client, containerPort: 10001}
-- {name: metrics, containerPort: 8080}
-- {name: registry, containerPort: {{ include "phalanx.registryPort" . }}}
+{{ include "phalanx.workerPorts" . }}
 {{- end -}}
 
+{{/* All of them whatever is switched on: KubeRay ends the pods when another is named. */}}
 {{- define "phalanx.workerPorts" -}}
 - {name: metrics, containerPort: 8080}
 - {name: registry, containerPort: {{ include "phalanx.registryPort" . }}}
+- {name: phalanx-metrics, containerPort: {{ include "phalanx.metricsPort" . }}}
 {{- end -}}
