@@ -45,7 +45,7 @@ def test_every_value_has_a_comment() -> None:
     assert len(keys) > 90
     for number in keys:
         line, before = lines[number], lines[number - 1]
-        inside = line.lstrip().startswith(("- podSelector", "requests:", "limits:"))
+        inside = line.lstrip().startswith(("- podSelector", "- namespaceSelector", "requests:", "limits:"))
         assert inside or before.lstrip().startswith("#"), f"values.yaml:{number + 1}: {line}"
 
 

@@ -82,7 +82,10 @@ def test_the_spec_is_one_that_phalanx_serves_and_has_every_key_of_the_values(exa
         "registry_listen": ":20052",
         "registry_secret": "registry-secret",
     }
-    assert DeploymentSpec.read(file) == DeploymentSpec.of({**added, **yaml.safe_load(example.read_text())["spec"]})
+    values = yaml.safe_load(example.read_text())
+    if values.get("metrics", {}).get("enabled"):
+        added["coordinator_metrics_address"] = ":20053"
+    assert DeploymentSpec.read(file) == DeploymentSpec.of({**added, **values["spec"]})
 
 
 @each_example
@@ -97,7 +100,7 @@ def test_gateways_find_the_registry_where_the_spec_has_it_listen(example: Path) 
     assert spec["registry_listen"] == f":{port}"
     assert {name: options[name] for name in asked} == asked
     if services := [item for item in objects if item["kind"] == "Service" and item["metadata"]["name"] == host]:
-        assert [entry["port"] for entry in services[0]["spec"]["ports"]] == [int(port)]
+        assert {entry["name"]: entry["port"] for entry in services[0]["spec"]["ports"]}["registry"] == int(port)
     else:
         assert host == yaml.safe_load(example.read_text())["ray"]["registryHost"]
     # Time to leave the service, to drain, and to answer the last.
