@@ -93,6 +93,10 @@ _REPLICAS = (
             "{{replica}} waiting": "sum by (replica) (phalanx_sequences_waiting{@replica})",
         },
     ),
+    Panel(
+        "Tokens generated", _TOKENS,
+        {"{{replica}}": "sum by (replica) (rate(phalanx_generated_tokens_total{@replica}[@window]))"},
+    ),
     Panel("Time in the queue", "s", _percentiles("phalanx_queue_seconds_bucket{@replica}")),
     Panel(
         "KV blocks", "short", {"{{state}}": "sum by (state) (phalanx_kv_blocks{@replica})"}, stacked=True,

@@ -33,6 +33,7 @@ _HEALTHY = {
     'phalanx_gateway_replicas{pod="a"}': "2+0x100",
     'phalanx_gateway_replicas{pod="b"}': "0+0x100",
     'phalanx_replicas{state="ready"}': "2+0x100",
+    'phalanx_replicas{state="starting"}': "0+0x40 1+0x20 0+0x40",
     f'{_EPOCHS}{{replica="0"}}': "1+0x80 2+0x20",
     f'{_EPOCHS}{{replica="1"}}': "1+0x100",
     f'{_BLOCKS}{{replica="0",state="used"}}': "100+0x100",
@@ -44,7 +45,9 @@ _HEALTHY = {
     'phalanx_sequences_waiting{replica="1"}': "0+0x100",
     f'{_COLLECTIVES}{{replica="0",rank="0"}}': "0+6x100",
     f'{_COLLECTIVES}{{replica="0",rank="1"}}': "0+12x100",
-    f'{_COLLECTIVES}{{replica="1",rank="0"}}': "0+0x100",
+    f'{_COLLECTIVES}{{replica="1",rank="0"}}': "0+20x100",
+    f'{_COLLECTIVES}{{replica="1",rank="1"}}': "0+21x100",
+    f'{_COLLECTIVES}{{replica="1",rank="2"}}': "0+0x100",
 }
 # What is otherwise where an alert fires: the alert, its labels beside severity, and these series.
 _CASES: list[tuple[str, dict[str, str], dict[str, str]]] = [
@@ -60,13 +63,14 @@ _CASES: list[tuple[str, dict[str, str], dict[str, str]]] = [
     ("PhalanxRefusals", {"reason": "gateway_full"}, {f'{_REFUSED}{{reason="gateway_full"}}': "0+90x100"}),
     ("PhalanxNoReplicaReady", {}, {'phalanx_gateway_replicas{pod="a"}': "2+0x90 0+0x10"}),
     ("PhalanxReplicaRebuildsInALoop", {"replica": "1"}, {f'{_EPOCHS}{{replica="1"}}': "1+0x70 1+0.2x30"}),
+    ("PhalanxReplicaMissing", {"state": "failed"}, {'phalanx_replicas{state="failed"}': "0+0x60 1+0x40"}),
     ("PhalanxKvCacheFull", {"replica": "1"}, {'phalanx_sequences_waiting{replica="1"}': "0+0x80 3+0x20"}),
     ("PhalanxStragglingRank", {"replica": "0", "rank": "0"}, {f'{_COLLECTIVES}{{replica="0",rank="1"}}': "0+30x100"}),
     (
         "PhalanxNoGateway", {},
         {'phalanx_gateway_replicas{pod="a"}': "2+0x80", 'phalanx_gateway_replicas{pod="b"}': "0+0x80"},
     ),
-    ("PhalanxNoCoordinator", {}, {'phalanx_replicas{state="ready"}': "2+0x80"}),
+    ("PhalanxNoCoordinator", {}, {f'phalanx_replicas{{state="{state}"}}': "2+0x80" for state in ("ready", "starting")}),
 ]  # fmt: skip
 # What looks as bad, and is over, short, or the same for all ranks.
 _QUIET = {
