@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,19 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-import yaml
+import pytest
 
 from tests.e2e.processes import free_port
-from tests.k8s.monitoring import program, written
 
 _START_S = 60
+
+
+def program(name: str) -> str:
+    """Where a program of Prometheus' is. Skips the test, with the reason, where it is not."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name} (Debian: prometheus)")
+    return found
 
 
 class Prometheus:
@@ -35,12 +43,9 @@ class Prometheus:
         """Its rules, with their state and health."""
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
-    def targets(self) -> dict[str, str]:
-        """How each target does, by its address."""
-        return {
-            target["labels"]["instance"]: f"{target['health']} {target['lastError']}"
-            for target in self._get("targets")["activeTargets"]
-        }
+    def targets(self) -> list[tuple[str, str]]:
+        """How each target does, and its last error."""
+        return [(target["health"], target["lastError"]) for target in self._get("targets")["activeTargets"]]
 
     def answers(self) -> bool:
         try:
@@ -55,33 +60,38 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(targets: list[str], labels: dict[str, str], rules: dict[str, Any], folder: Path) -> Iterator[Prometheus]:
+def prometheus(
+    targets: Sequence[str],
+    folder: Path,
+    labels: Mapping[str, str] | None = None,
+    rules: Mapping[str, Any] | None = None,
+) -> Iterator[Prometheus]:
     """One that scrapes `targets` every second, gives them `labels`, and has `rules`."""
-    scraped = {"job_name": "phalanx", "static_configs": [{"targets": targets, "labels": labels}]}
-    config = folder / "prometheus.yaml"
+    # JSON is YAML.
+    rule_file, config, log = (folder / f"prometheus{end}" for end in ("-rules.json", ".json", ".log"))
+    rule_file.write_text(json.dumps(rules or {"groups": []}))
+    static = {"targets": list(targets), "labels": dict(labels or {})}
     config.write_text(
-        yaml.safe_dump(
+        json.dumps(
             {
                 "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-                "rule_files": [str(written(folder, rules))],
-                "scrape_configs": [scraped],
+                "rule_files": [str(rule_file)],
+                "scrape_configs": [{"job_name": "phalanx", "static_configs": [static]}],
             }
         )
     )
     port = free_port()
-    options = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
-    with (folder / "prometheus.log").open("w") as log:
-        process = subprocess.Popen(
-            [program("prometheus"), *options, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
-        )
+    command = [program("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={folder / 'series'}"]
+    with log.open("w") as file:
+        server = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=file, stderr=file)
     try:
         found = Prometheus(port)
         deadline = time.monotonic() + _START_S
         while not found.answers():
-            assert process.poll() is None, (folder / "prometheus.log").read_text()
-            assert time.monotonic() < deadline, (folder / "prometheus.log").read_text()
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         yield found
     finally:
-        process.kill()
-        process.wait()
+        server.terminate()
+        server.wait(30)
