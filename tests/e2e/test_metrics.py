@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from urllib.error import URLError
-from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import psutil
@@ -19,6 +17,7 @@ import pytest
 
 from phalanx import Client
 from tests.e2e.processes import free_port, running
+from tests.prometheus import prometheus
 from tests.scraped import Scraped
 
 pytestmark = [
@@ -51,16 +50,16 @@ def test_prometheus_sees_a_deployment_through_the_loss_of_a_rank_and_of_its_coor
     shown = ["--metrics-address", gateway, "--coordinator-metrics-address", coordinator]
     with running(["serve", str(model), *options, "--listen", listen, *shown], tmp_path) as deployment:
         deployment.wait_for("is ready at")
-        with prometheus(addresses, tmp_path) as ask, Client(listen, timeout=60) as client:
+        with prometheus(addresses, tmp_path) as watcher, Client(listen, timeout=60) as client:
 
             def holds(expression: str) -> bool:
-                return bool(ask("query", query=expression)["result"])
+                return bool(watcher.query(expression))
 
             def holds_while_used(expression: str) -> bool:
                 client.generate("once", max_tokens=4, ignore_eos=True)
                 return holds(expression)
 
-            _until(lambda: [target["health"] for target in ask("targets")["activeTargets"]] == ["up", "up"])
+            _until(lambda: watcher.targets() == [("up", "")] * 2)
             for expression in _EXPRESSIONS:
                 _until(partial(holds_while_used, expression))
             for address in addresses:
@@ -82,34 +81,6 @@ def test_prometheus_sees_a_deployment_through_the_loss_of_a_rank_and_of_its_coor
             told = Scraped(_text(coordinator))
             assert told.value("phalanx_replica_epochs_total", replica="0") == 2
             assert told.value("phalanx_generated_tokens_total", replica="0") > 0
-
-
-@contextmanager
-def prometheus(targets: list[str], folder: Path) -> Iterator[Callable[..., dict]]:  # type: ignore[type-arg]
-    """One that scrapes the targets every two seconds; yields what asks its API."""
-    config, port = folder / "prometheus.yml", free_port()
-    config.write_text(
-        json.dumps(
-            {
-                "scrape_configs": [
-                    {"job_name": "phalanx", "scrape_interval": "2s", "static_configs": [{"targets": targets}]}
-                ]
-            }
-        )
-    )
-    subprocess.run(["promtool", "check", "config", str(config)], check=True, capture_output=True)
-    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'series'}"]
-    server = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
-
-    def ask(what: str, **parameters: str) -> dict:  # type: ignore[type-arg]
-        with urlopen(f"http://127.0.0.1:{port}/api/v1/{what}?{urlencode(parameters)}", timeout=30) as answer:
-            return json.load(answer)["data"]  # type: ignore[no-any-return]
-
-    try:
-        yield ask
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def _text(address: str) -> str:

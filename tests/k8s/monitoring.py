@@ -1,15 +1,13 @@
-"""What the chart uses of the Prometheus operator's objects, and Prometheus' own programs."""
+"""What the chart uses of the Prometheus operator's objects, and what it asks Prometheus for."""
 
 from __future__ import annotations
 
 import functools
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.k8s.rendering import CHART, EXAMPLES, NAMESPACE, RELEASE, named, rendered
@@ -69,14 +67,6 @@ MONITORING = {
         _closed(groups={"type": "array", "items": _closed(name=_TEXT, rules={"type": "array", "items": _RULE})}),
     ),
 }
-
-
-def program(name: str) -> str:
-    """Where a program of Prometheus' is. Skips the test, with the reason, where it is not."""
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"needs {name}: apt install prometheus")
-    return found
 
 
 @functools.cache

@@ -24,7 +24,7 @@ EVERYTHING = (
     "serviceAccountName=phalanx", "imagePullSecrets[0].name=pull", "extraEnv[0].name=A", "extraEnv[0].value=b",
     "ray.autoscaling.enabled=true", "ray.gcsFaultTolerance.redisAddress=redis:6379",
     "gateway.autoscaling.enabled=true", "ray.head.priorityClassName=high", "gateway.podAnnotations.note=x",
-    "security.internalTls.existingSecret=inside", "spec.log_format=json", "spec.traces=http://collector:4317",
+    "spec.log_format=json", "spec.traces=http://collector:4317",
     "security.internalTls.existingSecret=inside", "metrics.enabled=true", "metrics.serviceMonitor.enabled=true",
     "metrics.serviceMonitor.labels.release=prometheus", "metrics.prometheusRule.enabled=true",
     "metrics.dashboard.enabled=true", "gateway.autoscaling.targetStreams=400",

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.monitoring import alerts, program, rules, written
+from tests.k8s.monitoring import alerts, rules, written
 from tests.k8s.rendering import CHART, NAMESPACE, RELEASE
+from tests.prometheus import program
 
 _RUNBOOK = CHART.parents[1] / "docs/runbook.md"
 _MINUTES = 100

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from k8s.dashboard import FILE, dashboard
 from k8s.dashboard import written as written_dashboard
-from tests.k8s.monitoring import DASHBOARDS, expressions, metric_of, program, written
+from tests.k8s.monitoring import DASHBOARDS, expressions, metric_of, written
 from tests.k8s.rendering import CHART
+from tests.prometheus import program
 
 _METRICS = CHART.parents[1] / "docs/metrics.md"
 _SERIES = re.compile(r"\bphalanx_\w+")
