@@ -92,8 +92,8 @@ def topology_of(
     hosts = [node for node in nodes if node.cpus]
     if not hosts:
         raise PlanError(
-            f"no node of the cluster ({len(nodes)} in all) has a free CPU: other jobs have reserved them. Wait for "
-            "them, or add nodes"
+            f"no node of the cluster ({len(nodes)} in all) has a free CPU: they were started with none, or other jobs "
+            "have reserved them. Add nodes, or wait for these jobs"
         )
     if ranks is None or tp is None:
         each = [node.cpus for node in hosts]
