@@ -24,8 +24,8 @@ def report(results: Results, rows: list[Row], out: Path, price_per_hour: float |
         read, product = (median(one.limits[key] for one in results.rounds) for key in ("read_gb_s", "bf16_gflop_s"))
         others = max(most for one in results.rounds for most in one.others.values())
         notes.append(
-            f"{len(results.rounds)} rounds. The machine meanwhile: {read:.1f} GB/s read, {product:.0f} GFLOP/s in bf16 "
-            f"products. Other programs used up to {others:.1f} cores."
+            f"Rounds: {len(results.rounds)}. The machine meanwhile: {read:.1f} GB/s read, {product:.0f} GFLOP/s in "
+            f"bf16 products. Other programs used up to {others:.1f} cores."
         )
         if others > _IDLE_CORES:
             notes.append("The machine was not idle: repeat this with --speeds-anew before quoting its speeds.")

@@ -24,7 +24,7 @@ class Figures:
     def rich(self) -> Table:
         table = Table(title=self.title, title_justify="left")
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left")
+            table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
         for row in self.rows:
             table.add_row(*row)
         return table
