@@ -26,7 +26,7 @@ from cluster.commands import (
     token,
     top,
 )
-from workers.log import writes_json
+from workers.observation.log import writes_json
 
 log = logging.getLogger("cluster.cli")  # also when it runs as __main__
 

@@ -11,12 +11,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from partitioning.checkpoint.files import read_bytes
 from partitioning.model_spec import CacheType, DType, WeightType
-from workers.log import LogConfig, LogFormat, LogLevel
+from workers.observation.log import LogConfig, LogFormat, LogLevel
+from workers.observation.traces import ENDPOINT
 from workers.request import SpeculationType
 from workers.security.peers import PeerTls
 from workers.security.tls import ServerTls
 from workers.speculation.options import check_options
-from workers.traces import ENDPOINT
 
 _MOST_BYTES = 1 << 20
 _MOST_FAULTS = 5

@@ -17,11 +17,11 @@ from partitioning.plan_json import plan_to_json
 from phalanx.v1 import registry_pb2
 from tests.replicas import HOST, rank_threads
 from workers.engine import Engine
+from workers.observation.traces import Traces
 from workers.request import EngineConfig, Output
 from workers.security.peers import PeerTls
 from workers.security.secret import new_secret
 from workers.server import ReplicaServer
-from workers.traces import Traces
 
 SECRET = new_secret()  # the registry's
 

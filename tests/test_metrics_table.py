@@ -11,8 +11,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from cluster.metrics.coordinator import FAILURES, CoordinatorMetrics
 from cluster.metrics.gateway import REFUSALS, GatewayMetrics
-from workers.build_info import BuildInfo
-from workers.metrics import RankMetrics
+from workers.observation.build_info import BuildInfo
+from workers.observation.metrics import RankMetrics
 
 _DOCS = (Path(__file__).resolve().parent.parent / "docs" / "metrics.md").read_text()
 _ROW = re.compile(r"^\| `(phalanx_\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from partitioning.plan import Plan
-from workers.followed import Follower
 from workers.kv_cache import BlockManager
-from workers.measures import Durations, Measures
+from workers.observation.followed import Follower
+from workers.observation.measures import Durations, Measures
 from workers.pacing import Pacer
 from workers.parallel import ParallelContext
 from workers.request import EngineConfig, EngineLoad, Output, Request, TokenLogprob

@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import TCPStore
 from partitioning.checkpoint import open_checkpoint
 from partitioning.plan import Plan
 from workers.engine import Engine
-from workers.memory_use import memory_use
+from workers.observation.memory_use import memory_use
 from workers.parallel import ParallelContext, join_store, open_store
 from workers.progress import Progress, Pulse
 from workers.request import EngineConfig

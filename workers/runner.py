@@ -10,11 +10,11 @@ import torch
 from partitioning.checkpoint import Checkpoint
 from partitioning.plan import Plan
 from workers.collectives import Group
-from workers.measures import Durations
 from workers.model.stage import Stage, TorchStage
 from workers.model.weights import WeightReader
 from workers.native import stage as native
 from workers.native.library import library
+from workers.observation.measures import Durations
 from workers.parallel import ParallelContext
 from workers.request import EngineConfig
 from workers.sampling import Sampled, Sampler

@@ -16,7 +16,7 @@ from time import monotonic
 
 from workers.bounds import FairBounds
 from workers.kv_cache import BlockManager
-from workers.measures import Measures
+from workers.observation.measures import Measures
 from workers.pacing import MIN_CHUNK, Pacer
 from workers.request import EngineConfig, FinishReason, Output, Request, TokenLogprob
 from workers.sequence import Sequence, rank_of

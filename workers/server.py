@@ -11,13 +11,13 @@ import grpc
 
 from phalanx.v1 import inference_pb2, replica_pb2, replica_pb2_grpc
 from workers.engine import Engine, EngineFull, EngineStopped
-from workers.followed import Followed, Follower
+from workers.observation.followed import Followed, Follower
+from workers.observation.sequence_spans import write_spans
+from workers.observation.traces import Traces
 from workers.outbox import Outbox
 from workers.request import FinishReason, Output, Request, SamplingParams
 from workers.security.peers import PeerTls, bind
 from workers.security.secret import SecretCheck
-from workers.sequence_spans import write_spans
-from workers.traces import Traces
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import asyncio
 import threading
 
 from workers.engine import Engine
+from workers.observation.traces import Traces
 from workers.request import EngineLoad, Output, Request, SamplingParams
 from workers.security.peers import PeerTls
 from workers.server import ReplicaServer
-from workers.traces import Traces
 
 _WARM_UP = SamplingParams(max_tokens=2, ignore_eos=True)
 _WARM_UP_KEY = 0  # the server counts its keys from 1

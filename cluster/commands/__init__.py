@@ -6,7 +6,7 @@ import logging
 
 import typer
 
-from workers.log import writes_json
+from workers.observation.log import writes_json
 
 log = logging.getLogger(__name__)
 

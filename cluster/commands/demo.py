@@ -9,7 +9,7 @@ import typer
 
 from cluster.commands import say
 from cluster.spec import DeploymentSpec
-from workers.log import set_up
+from workers.observation.log import set_up
 
 QUESTION = "What is the capital of France?"
 

@@ -26,7 +26,7 @@ from cluster.commands.protection import (
     shown_secret,
 )
 from cluster.gateway.config import GatewayConfig
-from workers.log import LogConfig, set_up
+from workers.observation.log import LogConfig, set_up
 from workers.security.peers import PeerTls
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from workers.log import LogFormat, LogLevel
-from workers.traces import ENDPOINT
+from workers.observation.log import LogFormat, LogLevel
+from workers.observation.traces import ENDPOINT
 
 
 def _collector(address: str | None) -> str | None:

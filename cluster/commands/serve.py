@@ -13,7 +13,7 @@ from cluster.commands.observation import LogFormatOption, LogLevelOption, Traces
 from cluster.commands.protection import REGISTRY_SECRET_HELP
 from cluster.spec import DeploymentSpec
 from partitioning.model_spec import CacheType, DType, WeightType
-from workers.log import set_up
+from workers.observation.log import set_up
 from workers.request import SpeculationType
 
 _YAML = (".yaml", ".yml")

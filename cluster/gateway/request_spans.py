@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from phalanx.v1 import inference_pb2, registry_pb2
-from workers.traces import PARENT, parent_of, traceparent
+from workers.observation.traces import PARENT, parent_of, traceparent
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer

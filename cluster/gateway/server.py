@@ -30,9 +30,9 @@ from cluster.security.public_port import PublicPort
 from cluster.security.registry_secret import ShownSecret
 from partitioning.plan_json import plan_from_json
 from phalanx.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, registry_pb2
+from workers.observation.traces import Traces
 from workers.request import EngineConfig
 from workers.security.peers import Dialler
-from workers.traces import Traces
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from cluster.spec import DeploymentSpec
 from cluster.topology import ray_nodes
 from partitioning.plan import PlanError
 from phalanx.v1 import registry_pb2
-from workers.log import set_up
+from workers.observation.log import set_up
 from workers.security.secret import new_secret
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ from prometheus_client import generate_latest
 
 from partitioning.plan_json import plan_from_json
 from workers.lifeline import Lifeline
-from workers.log import LogConfig, set_up
-from workers.metrics import RankMetrics
+from workers.observation.log import LogConfig, set_up
+from workers.observation.metrics import RankMetrics
+from workers.observation.traces import Traces
 from workers.request import EngineConfig, EngineLoad
 from workers.security.peers import PeerTls
 from workers.security.secret import derived
-from workers.traces import Traces
 
 if TYPE_CHECKING:
     from workers.service import EngineService

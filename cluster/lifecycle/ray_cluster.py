@@ -19,7 +19,7 @@ from cluster.lifecycle.names import NAMESPACE, coordinator_name
 from cluster.security.registry_secret import given_secrets
 from cluster.spec import DeploymentSpec
 from partitioning.topology import usable_cores
-from workers.log import writes_json
+from workers.observation.log import writes_json
 
 _CLOSE_S = 20.0
 _OBJECT_STORE_BYTES = 100 << 20  # of a local cluster: nothing large goes through Ray

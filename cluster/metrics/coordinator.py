@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from phalanx.v1 import registry_pb2
-from workers.build_info import BuildInfo
-from workers.metrics import RankMetrics
+from workers.observation.build_info import BuildInfo
+from workers.observation.metrics import RankMetrics
 
 # Why an epoch ended, or could not begin.
 FAILURES = ("rank_lost", "hung", "no_room", "not_built", "not_adopted")

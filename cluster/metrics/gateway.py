@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cluster.metrics.tenants import TenantLabels
-from workers.build_info import BuildInfo
+from workers.observation.build_info import BuildInfo
 
 # Why a call was answered with an error.
 REFUSALS = (

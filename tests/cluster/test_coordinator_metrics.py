@@ -8,7 +8,7 @@ from cluster.metrics.coordinator import CoordinatorMetrics, ReplicaLook
 from cluster.metrics.endpoint import MetricsEndpoint
 from phalanx.v1 import registry_pb2
 from tests.scraped import scrape
-from workers.metrics import RankMetrics
+from workers.observation.metrics import RankMetrics
 
 
 class _Engines(RankMetrics):

@@ -18,7 +18,7 @@ import pytest
 from phalanx import AsyncClient, InvalidRequest
 from tests.replicas import config_for, plan_for
 from tests.served import SECRET, served
-from workers.log import Lines
+from workers.observation.log import Lines
 
 _MARKER = "zebra"
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.workers.token_replica import Replica
-from workers.followed import Followed, Follower
+from workers.observation.followed import Followed, Follower
 from workers.request import FinishReason, Output
 
 _TRACED = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"

@@ -10,7 +10,7 @@ from tests.oracle.references import prompts_of
 from tests.replicas import HOST, config_for, generate, plan_for
 from tests.scraped import Scraped
 from workers.local import LocalReplica
-from workers.metrics import RankMetrics
+from workers.observation.metrics import RankMetrics
 from workers.rank import Rank
 from workers.request import SamplingParams
 from workers.security.secret import new_secret

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workers.followed import Followed
-from workers.traces import PARENT, parent_of
+from workers.observation.followed import Followed
+from workers.observation.traces import PARENT, parent_of
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from workers.build_info import BuildInfo
-from workers.measures import Durations, Measures
+from workers.observation.build_info import BuildInfo
+from workers.observation.measures import Durations, Measures
 from workers.request import EngineLoad
 
 if TYPE_CHECKING:  # torch takes a second to import

@@ -1,4 +1,4 @@
-"""What an engine counts of its own work, cheaply: metrics read it when somebody asks for them (`workers.metrics`)."""
+"""What an engine counts of its own work, cheaply: `workers.observation.metrics` reads it when somebody asks."""
 
 from __future__ import annotations
 
