@@ -46,7 +46,6 @@ class BlockManager:
         taken = []
         for _ in range(count):
             block, _ = self._unused.popitem(last=False)
-            self.cached -= block in self._key_of
             self._forget(block)
             self._identity[block] = 0
             self._references[block] = 1
