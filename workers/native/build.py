@@ -49,17 +49,22 @@ class Level:
     flags: tuple[str, ...]
 
 
-LEVELS = (
-    Level(
-        "avx512",
-        frozenset(("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "fma", "f16c", "bmi2")),
-        (
-            "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c",
-            "-mbmi2", "-mprefer-vector-width=512",
-        ),
+_AVX512 = Level(
+    "avx512",
+    frozenset(("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "fma", "f16c", "bmi2")),
+    (
+        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c",
+        "-mbmi2", "-mprefer-vector-width=512",
     ),
-    Level("avx2", frozenset(("avx2", "fma", "f16c")), ("-mavx2", "-mfma", "-mf16c")),
 )  # fmt: skip
+_AMX = Level(
+    "amx", _AVX512.needs | {"amx_tile", "amx_bf16"}, (*_AVX512.flags, "-mamx-tile", "-mamx-bf16")
+)
+LEVELS = (
+    _AMX,
+    _AVX512,
+    Level("avx2", frozenset(("avx2", "fma", "f16c")), ("-mavx2", "-mfma", "-mf16c")),
+)
 _ARM = Level("generic", frozenset(), ("-mcpu=native",))
 
 
