@@ -24,23 +24,25 @@ inline bool usable() {
     return allowed;
 }
 
-// The shapes of this thread's tiles while it lives: 0 to 3 are sums (two tiles of rows by two panels), 4 and 5 the
-// activations' two tiles of rows, 6 and 7 the weights of two panels.
+struct Shape {
+    long rows, bytes;
+};
+
+// The shapes of this thread's tiles, while it lives.
 class Shapes {
   public:
-    Shapes(long first_rows, long second_rows) {
+    explicit Shapes(const Shape (&tiles)[8]) {
         struct alignas(64) {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {};
             uint8_t rows[16] = {};
-        } shapes;
-        const long rows[8] = {first_rows, first_rows, second_rows, second_rows, first_rows, second_rows, HEIGHT, HEIGHT};
+        } all;
         for (int tile = 0; tile < 8; ++tile) {
-            shapes.rows[tile] = uint8_t(rows[tile]);
-            shapes.row_bytes[tile] = rows[tile] > 0 ? LINE : 0;
+            all.rows[tile] = uint8_t(tiles[tile].rows);
+            all.row_bytes[tile] = uint16_t(tiles[tile].rows > 0 ? tiles[tile].bytes : 0);
         }
         asm volatile("" ::: "memory");  // GCC 12 believes that only the first eight bytes are read
-        _tile_loadconfig(&shapes);
+        _tile_loadconfig(&all);
     }
     Shapes(const Shapes&) = delete;
     ~Shapes() { _tile_release(); }

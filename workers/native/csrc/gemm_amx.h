@@ -9,6 +9,14 @@ namespace phx::amx {
 
 #if defined(__AMX_BF16__)
 
+// Tiles 0 to 3 are sums of two tiles of rows and two panels, 4 and 5 those rows, 6 and 7 the weights.
+class ProductShapes : Shapes {
+  public:
+    ProductShapes(long first, long second)
+        : Shapes({{first, LINE}, {first, LINE}, {second, LINE}, {second, LINE},
+                  {first, LINE}, {second, LINE}, {HEIGHT, LINE}, {HEIGHT, LINE}}) {}
+};
+
 // R tiles of rows by C panels; both are loaded once for two products each.
 template <int R, int C>
 PHX_INLINE void multiply(const bf16* first, long first_rows, const bf16* second, long second_rows, const bf16* panel,
@@ -82,13 +90,13 @@ void finish_block(const Rows<bf16>& a, long first, long last, const Weight& w, l
     long t = first;
     while (t + 2 <= last) {
         const long heights[2] = {a.tiles.height(t), a.tiles.height(t + 1)};
-        const Shapes shapes(heights[0], heights[1]);
+        const ProductShapes shapes(heights[0], heights[1]);
         for (; t + 2 <= last && a.tiles.height(t + 1) == heights[1]; t += 2) {
             finish_tiles<2, C>(a, t, w, n, ahead(t), finish);
         }
     }
     if (t < last) {
-        const Shapes shapes(a.tiles.height(t), 0);
+        const ProductShapes shapes(a.tiles.height(t), 0);
         finish_tiles<1, C>(a, t, w, n, ahead(t), finish);
     }
 }
