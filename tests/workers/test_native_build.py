@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import platform
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,6 +91,26 @@ def test_libraries_built_ahead_need_no_compiler_and_serve_their_own_sources_alon
     (sources / "one.h").write_text("constexpr int one = 2;\n")
     with pytest.raises(BuildError, match="no-such-compiler"):
         build(sources, tmp_path / "cache")
+
+
+def test_a_compiler_that_does_not_know_amx_makes_the_next_best(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("AMX is of x86-64 processors")
+    old = tmp_path / "old-compiler"
+    real = shlex.join(building.find_compiler())
+    old.write_text(f'#!/bin/sh\ncase "$*" in *-mamx*) exit 1;; esac\nexec {real} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    monkeypatch.delenv(building.SWITCH, raising=False)
+    monkeypatch.setattr(building, "processor_flags", lambda: _AMX.needs)
+    assert build(sources, tmp_path / "cache").parent.name.startswith("avx512-")
+
+    ahead = prebuild(tmp_path / "ahead", sources)
+    assert [path.parent.name.partition("-")[0] for path in ahead] == ["avx512", "avx2"]
+    monkeypatch.setenv(building.PREBUILT, str(tmp_path / "ahead"))
+    assert build(sources, tmp_path / "cache") == ahead[0]
 
 
 def test_a_failed_build_leaves_nothing_and_shows_the_compilers_words(sources: Path, tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ void phx_product(const Weight* weight, const float* x, long rows, float* out, in
     }
 }
 
+// Whether batches of bf16 rows are multiplied in AMX's registers.
+int phx_in_matrix_registers() { return amx::usable(); }
+
 // Adds up `count` floats on `threads` threads, `repeats` times over: how fast this machine reads.
 float phx_read(const float* x, long count, int threads, long repeats) {
     Team team(threads, true);
