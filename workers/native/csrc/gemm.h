@@ -18,6 +18,7 @@ namespace phx {
 constexpr int TILE_PANELS = 2;
 // Up to here the time of a product is that of reading its weights; one tile has them all.
 constexpr long FEW_ROWS = std::min(4, TILE_ROWS_INT);
+static_assert(amx::FEWEST_ROWS > FEW_ROWS, "few rows are read as they lie without matrix registers");
 constexpr long AHEAD = 4096;                // bytes between what is used and what is fetched
 constexpr long BLOCK_BYTES = 384 << 10;     // activations that stay in the second-level cache beside the weights
 
