@@ -1,7 +1,8 @@
 """What this machine's processor can do, measured once and remembered.
 
 The cost model needs how fast cores read and multiply. Data sheets do not say that of a virtual machine, so it is tried:
-adding up an array that no cache holds, and a bf16 matrix product, on one core and on all of them.
+adding up an array that no cache holds, and a bf16 matrix product, on one core and on all of them. The product is
+torch's, which takes the processor's best instructions, as the native engine does (docs/performance.md, row 31).
 """
 
 from __future__ import annotations

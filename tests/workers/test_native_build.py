@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import platform
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from workers.native import build as building
 from workers.native.build import LEVELS, BuildError, build, choose_level, prebuild
 from workers.native.library import library
 
-_AVX512, _AVX2 = LEVELS
+_AMX, _AVX512, _AVX2 = LEVELS
 
 
 @pytest.fixture
@@ -32,6 +33,8 @@ def sources(tmp_path: Path) -> Path:
 
 
 def test_the_level_is_the_best_that_the_processor_has() -> None:
+    assert choose_level("x86_64", _AMX.needs | _AVX2.needs) is _AMX
+    assert choose_level("x86_64", _AMX.needs | _AVX2.needs, "avx512") is _AVX512
     assert choose_level("x86_64", _AVX512.needs | _AVX2.needs) is _AVX512
     assert choose_level("x86_64", (_AVX512.needs | _AVX2.needs) - {"avx512_bf16"}) is _AVX2
     assert choose_level("x86_64", _AVX512.needs | _AVX2.needs, "avx2") is _AVX2
@@ -43,7 +46,7 @@ def test_the_level_is_the_best_that_the_processor_has() -> None:
 def test_a_wish_that_cannot_be_met_is_refused_with_what_is_missing() -> None:
     with pytest.raises(ValueError, match="no avx512_bf16"):
         choose_level("x86_64", (_AVX512.needs | _AVX2.needs) - {"avx512_bf16"}, "avx512")
-    with pytest.raises(ValueError, match="choose one of avx512, avx2, off"):
+    with pytest.raises(ValueError, match="choose one of amx, avx512, avx2, off"):
         choose_level("x86_64", _AVX2.needs, "sse")
 
 
@@ -75,7 +78,7 @@ def test_libraries_built_ahead_need_no_compiler_and_serve_their_own_sources_alon
             prebuild(tmp_path / "ahead", sources)
         return
     libraries = prebuild(tmp_path / "ahead", sources)
-    assert [path.parent.name.partition("-")[0] for path in libraries] == ["avx512", "avx2"]
+    assert [path.parent.name.partition("-")[0] for path in libraries] == ["amx", "avx512", "avx2"]
     made = [path.stat().st_mtime_ns for path in libraries]
     assert prebuild(tmp_path / "ahead", sources) == libraries
     assert [path.stat().st_mtime_ns for path in libraries] == made
@@ -83,11 +86,31 @@ def test_libraries_built_ahead_need_no_compiler_and_serve_their_own_sources_alon
     monkeypatch.setenv(building.PREBUILT, str(tmp_path / "ahead"))
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(building, "processor_flags", lambda: _AVX2.needs)
-    assert build(sources, tmp_path / "cache") == libraries[1]
-    assert ctypes.CDLL(str(libraries[1])).answer() == 42
+    assert build(sources, tmp_path / "cache") == libraries[-1]
+    assert ctypes.CDLL(str(libraries[-1])).answer() == 42
     (sources / "one.h").write_text("constexpr int one = 2;\n")
     with pytest.raises(BuildError, match="no-such-compiler"):
         build(sources, tmp_path / "cache")
+
+
+def test_a_compiler_that_does_not_know_amx_makes_the_next_best(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("AMX is of x86-64 processors")
+    old = tmp_path / "old-compiler"
+    real = shlex.join(building.find_compiler())
+    old.write_text(f'#!/bin/sh\ncase "$*" in *-mamx*) exit 1;; esac\nexec {real} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    monkeypatch.delenv(building.SWITCH, raising=False)
+    monkeypatch.setattr(building, "processor_flags", lambda: _AMX.needs)
+    assert build(sources, tmp_path / "cache").parent.name.startswith("avx512-")
+
+    ahead = prebuild(tmp_path / "ahead", sources)
+    assert [path.parent.name.partition("-")[0] for path in ahead] == ["avx512", "avx2"]
+    monkeypatch.setenv(building.PREBUILT, str(tmp_path / "ahead"))
+    assert build(sources, tmp_path / "cache") == ahead[0]
 
 
 def test_a_failed_build_leaves_nothing_and_shows_the_compilers_words(sources: Path, tmp_path: Path) -> None:

@@ -49,17 +49,20 @@ class Level:
     flags: tuple[str, ...]
 
 
-LEVELS = (
-    Level(
-        "avx512",
-        frozenset(("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "fma", "f16c", "bmi2")),
-        (
-            "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c",
-            "-mbmi2", "-mprefer-vector-width=512",
-        ),
+_AVX512 = Level(
+    "avx512",
+    frozenset(("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "fma", "f16c", "bmi2")),
+    (
+        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c",
+        "-mbmi2", "-mprefer-vector-width=512",
     ),
-    Level("avx2", frozenset(("avx2", "fma", "f16c")), ("-mavx2", "-mfma", "-mf16c")),
 )  # fmt: skip
+_AMX = Level("amx", _AVX512.needs | {"amx_tile", "amx_bf16"}, (*_AVX512.flags, "-mamx-tile", "-mamx-bf16"))
+LEVELS = (
+    _AMX,
+    _AVX512,
+    Level("avx2", frozenset(("avx2", "fma", "f16c")), ("-mavx2", "-mfma", "-mf16c")),
+)
 _ARM = Level("generic", frozenset(), ("-mcpu=native",))
 
 
@@ -124,12 +127,16 @@ def build(sources: Path = SOURCES, cache: Path | None = None) -> Path:
         BuildError: there is no compiler, it failed, or the cache cannot be written.
         ValueError: $PHALANX_NATIVE cannot be met.
     """
-    level = choose_level(platform.machine(), processor_flags(), os.environ.get(SWITCH))
+    wish = os.environ.get(SWITCH)
+    level = choose_level(platform.machine(), processor_flags(), wish)
+    levels = (level, _AVX512) if level is _AMX and not wish else (level,)  # whoever compiles may not know AMX
     if ready := os.environ.get(PREBUILT):
-        path = Path(ready) / _prebuilt_name(sources, level) / LIBRARY
-        if path.is_file():
-            return path
+        for level in levels:
+            path = Path(ready) / _prebuilt_name(sources, level) / LIBRARY
+            if path.is_file():
+                return path
     compiler = find_compiler()
+    level = next((level for level in levels[:-1] if _knows(compiler, level.flags)), levels[-1])
     flags = [*_FLAGS, *_accepted(compiler, level.flags)]
     folder = (cache or cache_folder()) / f"{level.name}-{_key(sources, compiler, flags)}"
     path = folder / LIBRARY
@@ -148,7 +155,8 @@ def build(sources: Path = SOURCES, cache: Path | None = None) -> Path:
 
 
 def prebuild(into: Path, sources: Path = SOURCES) -> list[Path]:
-    """The libraries of all levels in `into`, after compiling those that are not there.
+    """The libraries of all levels in `into`, best first, after compiling those that are not there; without AMX's where
+    the compiler does not know it (GCC before 11).
 
     Raises:
         BuildError: there is no compiler, it failed, or this is not an x86-64 machine.
@@ -156,10 +164,12 @@ def prebuild(into: Path, sources: Path = SOURCES) -> list[Path]:
     if platform.machine() != "x86_64":
         raise BuildError(f"only libraries for x86-64 can be built ahead of their machine, not on {platform.machine()}")
     into.mkdir(parents=True, exist_ok=True)
-    folders = {level: into / _prebuilt_name(sources, level) for level in LEVELS}
+    compiler = find_compiler()
+    levels = LEVELS if _knows(compiler, _AMX.flags) else LEVELS[1:]
+    folders = {level: into / _prebuilt_name(sources, level) for level in levels}
     for level, folder in folders.items():
         if not folder.exists():
-            _compile(sources, find_compiler(), [*_FLAGS, *level.flags], folder)
+            _compile(sources, compiler, [*_FLAGS, *level.flags], folder)
     return [folder / LIBRARY for folder in folders.values()]
 
 
@@ -195,12 +205,12 @@ def _run(command: list[str]) -> str:
 
 def _accepted(compiler: list[str], flags: tuple[str, ...]) -> list[str]:
     """`-mcpu=native` is not known to every compiler; the others are asked for by name and must be there."""
-    if flags != _ARM.flags:
-        return list(flags)
-    probe = subprocess.run(
-        [*compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull], capture_output=True, check=False
-    )
-    return [] if probe.returncode else list(flags)
+    return list(flags) if flags != _ARM.flags or _knows(compiler, flags) else []
+
+
+def _knows(compiler: list[str], flags: tuple[str, ...]) -> bool:
+    command = [*compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _key(sources: Path, compiler: list[str], flags: list[str]) -> str:

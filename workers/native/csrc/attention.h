@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "attention_amx.h"
 #include "attention_int8.h"
 #include "cache.h"
 #include "gemm.h"
@@ -144,6 +145,11 @@ template <class T> class FloatProducts {
     // Scores of all rows, [rows, keys]. Here and in `mix`, tiles of `ahead` are fetched meanwhile.
     void score(const T* const* keys, const T* const* ahead, long tiles, long rows, float* scores) const {
         constexpr int R = TILE_ROWS;
+        if constexpr (std::is_same_v<T, bf16>) {
+            if (in_matrix_registers(rows)) {
+                return amx::score(queries_.data(), keys, ahead, tiles, rows, depth_, scores, keys_);
+            }
+        }
         long t = 0;
         for (; t + 2 <= tiles; t += 2) {
             score_rows<R, 2>(queries_.data(), rows, depth_, keys + t, ahead + t, scores + t * TILE, keys_);
@@ -157,10 +163,17 @@ template <class T> class FloatProducts {
     void weighed(long, long) {}
     // out [rows, depth] += weights · values
     void mix(const T* const* values, const T* const* ahead, long tiles, long rows, float* out) const {
+        if constexpr (std::is_same_v<T, bf16>) {
+            if (in_matrix_registers(rows)) {
+                return amx::mix(weights_.data(), keys_, values, ahead, tiles, rows, depth_, out);
+            }
+        }
         mix_rows<TILE_ROWS>(weights_.data(), keys_, values, ahead, tiles, rows, depth_, out);
     }
 
   private:
+    static bool in_matrix_registers(long rows) { return rows >= amx::FEWEST_PASS_ROWS && amx::usable(); }
+
     Lines<T> queries_, weights_;
     const long depth_, keys_;
 };
@@ -171,8 +184,12 @@ template <class S> using ProductsWith = std::conditional_t<Cache<S>::SCALED, Int
 template <class S> struct AttentionScratch {
     ProductsWith<S> products;
     Lines<float> scores, out, maximum, total;
-    AttentionScratch(long rows, long depth)
-        : products(rows, depth, PIECE * TILE), scores(rows * PIECE * TILE), out(rows * depth), maximum(rows), total(rows) {}
+    // Room for whole tiles of matrix registers.
+    AttentionScratch(long rows, long depth) : AttentionScratch(round_up(rows, amx::HEIGHT), depth, PIECE * TILE) {}
+
+  private:
+    AttentionScratch(long rows, long depth, long keys)
+        : products(rows, depth, keys), scores(rows * keys), out(rows * depth), maximum(rows), total(rows) {}
 };
 
 // Infinity for the first 16, -infinity for the others.

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "ahead.h"
+#include "gemm_amx.h"
 #include "rows.h"
 #include "team.h"
 
@@ -16,18 +18,9 @@ namespace phx {
 constexpr int TILE_PANELS = 2;
 // Up to here the time of a product is that of reading its weights; one tile has them all.
 constexpr long FEW_ROWS = std::min(4, TILE_ROWS_INT);
+static_assert(amx::FEWEST_ROWS > FEW_ROWS, "few rows are read as they lie without matrix registers");
 constexpr long AHEAD = 4096;                // bytes between what is used and what is fetched
 constexpr long BLOCK_BYTES = 384 << 10;     // activations that stay in the second-level cache beside the weights
-
-// Memory to fetch while a tile is computed: with every step over a cache line of weights, so many lines of it.
-struct Ahead {
-    const char* at = nullptr;
-    long lines = 0;  // 0 to 2
-    PHX_INLINE void fetch(long step) const {
-        if (lines > 0) prefetch(at + step * lines * LINE);
-        if (lines > 1) prefetch(at + (step * lines + 1) * LINE);
-    }
-};
 
 // R rows by C panels, kept in registers from the first input to the last.
 template <int R, int C, class T>
@@ -195,6 +188,9 @@ void finish_tile(const A& a, long m, long rows, const Weight& w, long n, const A
 // the first tiles fetch them, so that memory and arithmetic are busy at the same time.
 template <int C, class A, class Finish>
 void finish_block(const A& a, long first, long last, const Weight& w, long n, long next, Finish& finish) {
+    if constexpr (std::is_same_v<A, Rows<bf16>>) {
+        if (a.lined) return amx::finish_block<C>(a, first, last, w, n, next, finish);
+    }
     const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first < panels ? panels : 1;
     if (w.quantised()) w.prefetch_tables(next, panels);
     for (long t = first; t < last; ++t) {
@@ -248,7 +244,7 @@ void product_of_few(Team& team, int thread, const A& a, long rows, const Weight&
 template <class A, class Finish>
 void product(Team& team, int thread, const A& a, long rows, const Weight& w, Finish finish) {
     if (rows <= FEW_ROWS) return product_of_few(team, thread, a, rows, w, finish);
-    const long most = std::max<long>(1, BLOCK_BYTES / (row_bytes(a) * MOST_ROWS<A>));
+    const long most = std::max<long>(1, BLOCK_BYTES / (row_bytes(a) * a.tiles.height(0)));
     const long blocks = (a.tiles.count + most - 1) / most, pairs = (w.panels + TILE_PANELS - 1) / TILE_PANELS;
     const Pieces pieces(blocks * pairs, team.size());
     for (long piece = thread, following; pieces.begin(piece) < pieces.count; piece = following) {

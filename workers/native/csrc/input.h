@@ -36,7 +36,7 @@ struct Input {
         starts = Buffer<int32_t>(count * width / GROUP);
     }
     template <class T> Rows<T> as(long count) const {
-        return {reinterpret_cast<T*>(rows.get()), width, Tiles(count, TILE_ROWS)};
+        return {reinterpret_cast<T*>(rows.get()), width, count};
     }
     QuantisedRows quantised(long count, long depth) const {
         return {reinterpret_cast<int8_t*>(rows.get()), scales.get(), weighted.get(), starts.get(), depth,

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "gemm.h"
+#include "pages.h"
 
 using namespace phx;
 
@@ -16,8 +17,9 @@ struct StoreOutputs {
 };
 
 template <class T> void multiply(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
-    std::vector<T> values(rows * w.depth);
-    const Rows<T> in{values.data(), w.depth, Tiles(rows, TILE_ROWS)};
+    const long depth = round_up(w.depth, GROUP);
+    Lines<T> values(rows * depth);
+    const Rows<T> in(values.data(), depth, rows);
     for (long m = 0; m < rows; ++m) {
         for (long k = 0; k < w.inputs; k += LANES) {
             float some[LANES] = {};
@@ -64,6 +66,9 @@ void phx_product(const Weight* weight, const float* x, long rows, float* out, in
         multiply<float>(team, *weight, x, rows, out, repeats);
     }
 }
+
+// Whether batches of bf16 rows are multiplied in AMX's registers.
+int phx_in_matrix_registers() { return amx::usable(); }
 
 // Adds up `count` floats on `threads` threads, `repeats` times over: how fast this machine reads.
 float phx_read(const float* x, long count, int threads, long repeats) {

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
+#include "amx.h"
 #include "weight.h"
 
 namespace phx {
@@ -60,20 +62,46 @@ class Tiles {
     const uint64_t inverse_;
 };
 
-// Rows of float32 or bf16 in the order in which products read them, tile by tile: [depth / PAIR][rows of the tile][PAIR].
+// Whether a batch of so many rows goes to matrix registers.
+template <class T> bool lined(long rows) { return std::is_same_v<T, bf16> && rows >= amx::FEWEST_ROWS && amx::usable(); }
+
+template <class T> Tiles tiles_of(long rows) { return {rows, lined<T>(rows) ? amx::HEIGHT : TILE_ROWS}; }
+inline Tiles tiles_of(Format reader, long rows) {
+    switch (reader) {
+        case Format::Float32: return tiles_of<float>(rows);
+        case Format::BFloat16: return tiles_of<bf16>(rows);
+        default: return {rows, TILE_ROWS_INT};
+    }
+}
+
+// Rows of float32 or bf16 in the order in which products read them, tile by tile: [depth / PAIR][rows of the tile][PAIR],
+// or, for matrix registers, with a cache line of each row in turn: [depth / 32][rows of the tile][32].
 template <class T> struct Rows {
     T* data;
-    long depth;
+    long depth;  // a multiple of 32
+    bool lined;
     Tiles tiles;
+
+    Rows(T* data, long depth, long count)
+        : data(data), depth(depth), lined(phx::lined<T>(count)), tiles(tiles_of<T>(count)) {}
 
     // The first `count` of 16 values from input k of row m on; both are multiples of PAIR, except at a row's end.
     PHX_INLINE void put(long m, long k, F32 x, long count) const {
-        constexpr long P = PAIR<T>;
+        constexpr long P = PAIR<T>, L = LINE / long(sizeof(T));
         const long tile = tiles.of(m), first = tiles.begin(tile), height = tiles.height(tile);
-        T* to = data + first * depth + k * height + (m - first) * P;
-        T values[LANES];
+        T *start = data + first * depth, values[LANES];
         store_as(values, x);
-        for (long i = 0; i < std::min<long>(count, LANES); i += P) std::memcpy(to + i * height, values + i, P * sizeof(T));
+        if (!lined) {
+            T* to = start + k * height + (m - first) * P;
+            for (long i = 0; i < std::min<long>(count, LANES); i += P) std::memcpy(to + i * height, values + i, P * sizeof(T));
+            return;
+        }
+        const auto place = [&](long k) { return start + (k / L * height + m - first) * L + k % L; };
+        if (k % LANES == 0 && count >= LANES) {
+            std::memcpy(place(k), values, sizeof(values));
+        } else {
+            for (long i = 0; i < std::min<long>(count, LANES); i += P) std::memcpy(place(k + i), values + i, P * sizeof(T));
+        }
     }
 };
 

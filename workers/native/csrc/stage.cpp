@@ -92,7 +92,7 @@ template <class T, class S> class Stage final : public PhxStage {
             for (long m = 0; m < rows; ++m) work(m);
             return;
         }
-        const Tiles tiles(rows, reader.quantised() ? TILE_ROWS_INT : TILE_ROWS);
+        const Tiles tiles = tiles_of(reader.format, rows);
         for (long tile; (tile = team_.claim(1)) < tiles.count;) {
             for (long m = tiles.begin(tile); m < tiles.begin(tile + 1); ++m) work(m);
         }

@@ -1,0 +1,110 @@
+// Products of bf16 rows in matrix registers. A panel is a row of their tiles as it is: 16 pairs of inputs by 16 outputs.
+#pragma once
+
+#include "ahead.h"
+#include "amx.h"
+#include "rows.h"
+
+namespace phx::amx {
+
+#if defined(__AMX_BF16__)
+
+// Tiles 0 to 3 are sums of two tiles of rows and two panels, 4 and 5 those rows, 6 and 7 the weights.
+class ProductShapes : Shapes {
+  public:
+    ProductShapes(long first, long second)
+        : Shapes({{first, LINE}, {first, LINE}, {second, LINE}, {second, LINE},
+                  {first, LINE}, {second, LINE}, {HEIGHT, LINE}, {HEIGHT, LINE}}) {}
+};
+
+// R tiles of rows by C panels; both are loaded once for two products each.
+template <int R, int C>
+PHX_INLINE void multiply(const bf16* first, long first_rows, const bf16* second, long second_rows, const bf16* panel,
+                         long stride, long steps, const Ahead& ahead, float (&sums)[2][2][HEIGHT * LANES]) {
+    constexpr long VALUES = LINE / long(sizeof(bf16));
+    _tile_zero(0);
+    if (C > 1) _tile_zero(1);
+    if (R > 1) _tile_zero(2);
+    if (R > 1 && C > 1) _tile_zero(3);
+    for (long k = 0; k < steps; ++k) {
+        _tile_loadd(4, first, LINE);
+        _tile_loadd(6, panel, LINE);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (C > 1) {
+            _tile_loadd(7, panel + stride, LINE);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if constexpr (R > 1) {
+            _tile_loadd(5, second, LINE);
+            _tile_dpbf16ps(2, 5, 6);
+            if constexpr (C > 1) _tile_dpbf16ps(3, 5, 7);
+        }
+        for (long line = 0; line < HEIGHT; ++line) ahead.fetch(k * HEIGHT + line);
+        first += first_rows * VALUES, second += second_rows * VALUES, panel += HEIGHT * VALUES;
+    }
+    _tile_stored(0, sums[0][0], LINE);
+    if (C > 1) _tile_stored(1, sums[0][1], LINE);
+    if (R > 1) _tile_stored(2, sums[1][0], LINE);
+    if (R > 1 && C > 1) _tile_stored(3, sums[1][1], LINE);
+}
+
+// Tiles of rows `t` to t + R - 1 against C panels.
+template <int R, int C, class Finish>
+void finish_tiles(const Rows<bf16>& a, long t, const Weight& w, long n, const Ahead& ahead, Finish& finish) {
+    constexpr long P = PAIR<bf16>, VALUES = LINE / long(sizeof(bf16));
+    const long steps = w.depth / VALUES, stride = w.panel_bytes() / long(sizeof(bf16));
+    const long heights[2] = {a.tiles.height(t), R > 1 ? a.tiles.height(t + 1) : 0};
+    const bf16* rows[2] = {a.data + a.tiles.begin(t) * a.depth, a.data + a.tiles.begin(t + R - 1) * a.depth};
+    const bf16* panel = reinterpret_cast<const bf16*>(w.panel(n));
+    alignas(LINE) float sums[2][2][HEIGHT * LANES];
+    multiply<R, C>(rows[0], heights[0], rows[1], heights[1], panel, stride, steps, ahead, sums);
+    for (int tile = 0; tile < R; ++tile) {
+        for (long r = 0; r < heights[tile]; ++r) {
+            F32 out[C];
+            for (int c = 0; c < C; ++c) out[c] = load(sums[tile][c] + r * LANES);
+            // Inputs that fill no tile.
+            const bf16* rest = rows[tile] + (steps * heights[tile] + r) * VALUES;
+            for (long k = steps * HEIGHT; k < w.depth / P; ++k, rest += P) {
+                for (int c = 0; c < C; ++c) {
+                    out[c] = dot(out[c], spread(rest), load_weights(panel + c * stride + k * LANES * P));
+                }
+            }
+            const long m = a.tiles.begin(t + tile) + r;
+            if constexpr (Finish::PAIRS) {
+                finish(m, n * LANES, out[0], out[C - 1]);
+            } else {
+                for (int c = 0; c < C; ++c) finish(m, (n + c) * LANES, out[c]);
+            }
+        }
+    }
+}
+
+// As the function of this name in gemm.h.
+template <int C, class Finish>
+void finish_block(const Rows<bf16>& a, long first, long last, const Weight& w, long n, long next, Finish& finish) {
+    const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first <= 2 ? panels : 1;
+    const auto ahead = [&](long t) {
+        const long panel = (t - first) / 2 * lines;
+        return panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
+    };
+    long t = first;
+    while (t + 2 <= last) {
+        const long heights[2] = {a.tiles.height(t), a.tiles.height(t + 1)};
+        const ProductShapes shapes(heights[0], heights[1]);
+        for (; t + 2 <= last && a.tiles.height(t + 1) == heights[1]; t += 2) {
+            finish_tiles<2, C>(a, t, w, n, ahead(t), finish);
+        }
+    }
+    if (t < last) {
+        const ProductShapes shapes(a.tiles.height(t), 0);
+        finish_tiles<1, C>(a, t, w, n, ahead(t), finish);
+    }
+}
+
+#else
+
+template <int C, class Finish> void finish_block(const Rows<bf16>&, long, long, const Weight&, long, long, Finish&) {}
+
+#endif
+
+}  // namespace phx::amx
