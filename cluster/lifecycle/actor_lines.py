@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from ray._private import worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
 log = logging.getLogger(__name__)
@@ -15,7 +17,7 @@ _RAYS = "ray_print_logs"
 
 def as_json() -> None:
     """From now on a line of JSON stays as it is, and any other becomes one, as do Ray's own words."""
-    mute()
+    _show(_pass_on)
     global_worker_stdstream_dispatcher.add_handler(_RAYS, _pass_on)
     rays = logging.getLogger("ray")
     rays.handlers.clear()
@@ -23,8 +25,15 @@ def as_json() -> None:
 
 
 def mute() -> None:
-    """Shows nothing any more: an actor that Ray ends while it starts leaves a traceback, at an orderly end too."""
+    """Shows nothing any more: an actor that Ray ends while it starts leaves a traceback, at an orderly end too, and
+    a call that is not over a raylet's complaint."""
+    _show(lambda data: None)
+
+
+def _show(show: Callable[[dict[str, Any]], None]) -> None:
     global_worker_stdstream_dispatcher.remove_handler(_RAYS)
+    # Ray prints raylets' errors past its dispatcher.
+    worker.print_to_stdstream = lambda data, ignore_prefix: show(data)
 
 
 def _pass_on(data: dict[str, Any]) -> None:

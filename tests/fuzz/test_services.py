@@ -69,7 +69,7 @@ async def _unmoved(model: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterat
             assert await _tokens(cluster) == tokens
             await _until(lambda: len(asyncio.all_tasks()) <= tasks + 2)
             gc.collect()
-            assert psutil.Process().memory_info().rss - memory < 64 << 20
+            assert psutil.Process().memory_info().rss - memory < 128 << 20  # some 90 are first uses of memory
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
