@@ -62,4 +62,4 @@ def test_protected_pods_serve_who_shows_a_token_and_uninstalling_leaves_nothing(
         assert "the token is not one that this gateway knows" in unknown.error()
 
         pods.uninstall()
-        assert pods.processes() == []
+        pods.until(lambda: not pods.processes(), 30)
