@@ -116,7 +116,8 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         connection = _Connection()
         reader = asyncio.create_task(self._read(connection, request_iterator))
         self._connections.add(connection)
-        log.info("a gateway connected", extra={"peer": context.peer()})
+        peer = context.peer()  # once the call is gone, gRPC would look for that in memory it has given back
+        log.info("a gateway connected", extra={"peer": peer})
         try:
             yield self._message()
             while (news := await connection.outbox.get()) is not None:
@@ -124,7 +125,7 @@ class ReplicaServer(replica_pb2_grpc.ReplicaLinkServicer):
         finally:
             reader.cancel()
             self._connections.discard(connection)
-            log.info("a gateway left", extra={"peer": context.peer(), "sequences": len(connection.keys)})
+            log.info("a gateway left", extra={"peer": peer, "sequences": len(connection.keys)})
             for key in connection.keys.values():
                 del self._owners[key]
                 self._engine.cancel(key)
