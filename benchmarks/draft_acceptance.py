@@ -31,7 +31,7 @@ from partitioning.model_spec import DType, WeightType
 from partitioning.plan import Plan, Span
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
-from partitioning.topology import ETHERNET, Topology, cpu_node, usable_memory
+from partitioning.topology import local_topology
 from workers.collectives import SoloGroup
 from workers.model.stage import Stage
 from workers.request import EngineConfig, SamplingParams
@@ -95,7 +95,7 @@ def main(
     torch.set_num_threads(threads)
     path = resolve_model(model)
     tokenizer = load_tokenizer(path)
-    host = Topology((cpu_node("localhost", 1, threads, usable_memory()),), ETHERNET)
+    host = local_topology(1, cores=threads)
     config = EngineConfig(max_running=1, max_model_len=_MAX_LEN)
     with open_checkpoint(path) as checkpoint:
         spec = checkpoint.spec

@@ -20,7 +20,7 @@ import typer
 
 from cluster.models import resolve_model
 from partitioning.checkpoint import open_checkpoint
-from partitioning.costs import cache_bytes
+from partitioning.costs import Slice, cache_bytes, kv_token_bytes
 from partitioning.model_spec import CacheType, DType, ModelSpec, WeightType
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
@@ -73,7 +73,7 @@ def main(
 
 
 def token_bytes(spec: ModelSpec, dtype: DType, kind: CacheType) -> int:
-    return 2 * spec.num_layers * spec.num_kv_heads * cache_bytes(dtype, kind).vector(spec.head_dim)
+    return kv_token_bytes(spec, cache_bytes(dtype, kind), Slice.whole(spec))
 
 
 def step_seconds(replica: LocalReplica, prompts: list[list[int]]) -> float:

@@ -25,7 +25,7 @@ from partitioning.model_spec import CacheType, DType, WeightType
 from partitioning.plan import Plan
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
-from partitioning.topology import ETHERNET, Topology, cpu_node, local_topology, usable_memory
+from partitioning.topology import local_topology
 from workers.local import LocalReplica, local_replica
 from workers.request import EngineConfig, Request, SamplingParams
 
@@ -82,13 +82,9 @@ def _plan(spec: DeploymentSpec, threads: int | None) -> Plan:
         kv_block_size=spec.kv_block_size,
         kv_cache_tokens=spec.kv_cache_tokens or 8192,
     )
-    host = local_topology(tp * pp) if threads is None else _host(tp * pp, threads)
+    # With `threads`, as if the machine had as many cores as the ranks use.
+    host = local_topology(tp * pp, cores=threads and tp * pp * threads)
     return make_plan(model, str(path), host, settings, tp=tp, pp=pp, layer_split=spec.layer_split)
-
-
-def _host(ranks: int, threads: int) -> Topology:
-    """This machine as if it had as many cores as `ranks` ranks of `threads` threads each would use."""
-    return Topology((cpu_node("localhost", ranks, ranks * threads, usable_memory()),), ETHERNET)
 
 
 def _one(replica: LocalReplica, workload: Workload, repetition: int, vocab_size: int) -> Measurement:

@@ -31,7 +31,7 @@ from partitioning.checkpoint import open_checkpoint
 from partitioning.model_spec import DType, WeightType
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
-from partitioning.topology import ETHERNET, Topology, cpu_node, local_topology, usable_memory
+from partitioning.topology import local_topology
 from workers.local import LocalReplica, local_replica
 from workers.request import EngineConfig, Request, SamplingParams, SpeculationType
 from workers.speculation.options import check_options
@@ -100,10 +100,7 @@ def main(
         kv_cache_tokens=32768,
         draft=draft_of(spec, draft, draft_layers),
     )
-    host = local_topology(tp * pp)
-    if threads is not None:
-        node = cpu_node("localhost", tp * pp, tp * pp * threads, usable_memory())
-        host = Topology((node,), ETHERNET)
+    host = local_topology(tp * pp, cores=threads and tp * pp * threads)
     plan = make_plan(spec, str(path), host, settings, tp=tp, pp=pp)
     configs = {
         "off": EngineConfig(max_model_len=_MAX_LEN),

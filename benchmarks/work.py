@@ -11,18 +11,6 @@ from partitioning.costs import Slice, layer_parameters
 from partitioning.model_spec import ModelSpec
 
 
-def whole(model: ModelSpec) -> Slice:
-    return Slice(
-        layers=model.num_layers,
-        heads=model.num_heads,
-        kv_heads=model.num_kv_heads,
-        mlp=model.intermediate_size,
-        vocab=model.vocab_size,
-        embeds=True,
-        samples=True,
-    )
-
-
 def decode_bytes(path: Path) -> int:
     """Bytes of weights that one token at batch 1 reads: all layers and the head; of the embedding only a row.
 
@@ -31,13 +19,13 @@ def decode_bytes(path: Path) -> int:
     if path.suffix == ".gguf":
         return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
     model = model_of(path)
-    return 2 * (model.num_layers * layer_parameters(model, whole(model)) + model.vocab_size * model.hidden_size)
+    return 2 * (model.num_layers * layer_parameters(model, Slice.whole(model)) + model.vocab_size * model.hidden_size)
 
 
 def prefill_operations(model: ModelSpec, tokens: int) -> int:
     """Operations to read a prompt of `tokens` tokens: two for every weight of the layers and token, four for every
     element of a query head and token it attends to, and the head once, for the last token."""
-    layers = 2 * model.num_layers * layer_parameters(model, whole(model)) * tokens
+    layers = 2 * model.num_layers * layer_parameters(model, Slice.whole(model)) * tokens
     attended = tokens * (tokens + 1) // 2
     attention = 4 * model.num_layers * model.num_heads * model.head_dim * attended
     return layers + attention + 2 * model.vocab_size * model.hidden_size

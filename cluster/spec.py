@@ -19,6 +19,7 @@ from workers.security.tls import ServerTls
 from workers.speculation.options import check_options
 
 _MOST_BYTES = 1 << 20
+_YAML = (".yaml", ".yml")
 _MOST_FAULTS = 5
 _EVERY = ("0.0.0.0", "[::]", "*")
 
@@ -234,6 +235,11 @@ class DeploymentSpec(BaseModel):
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in error.errors()]
             raise SpecError(f"the deployment makes no sense: {'; '.join(faults[:_MOST_FAULTS])}") from error
+
+    @classmethod
+    def named(cls, target: str, **fields: Any) -> Self:
+        """The spec in the YAML file `target`, or of the model of that name, with `fields`. Raises SpecError."""
+        return cls.read(Path(target), **fields) if target.endswith(_YAML) else cls.of({"model": target, **fields})
 
     @classmethod
     def read(cls, file: Path, **overrides: Any) -> Self:

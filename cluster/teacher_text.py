@@ -12,7 +12,7 @@ from partitioning.checkpoint import open_checkpoint
 from partitioning.distil.settings import DistilError
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
-from partitioning.topology import ETHERNET, Topology, cpu_node, usable_memory
+from partitioning.topology import local_topology
 from workers.local import LocalReplica, local_replica
 from workers.request import EngineConfig, Request, SamplingParams
 
@@ -44,8 +44,7 @@ def write_texts(
         with open_checkpoint(model) as checkpoint:
             spec = checkpoint.spec
         settings = plan_settings(spec, max_model_len=length, kv_cache_tokens=_TOGETHER * (length + 16))
-        node = cpu_node("localhost", 1, threads, usable_memory())
-        plan = make_plan(spec, str(model.resolve()), Topology((node,), ETHERNET), settings, tp=1, pp=1)
+        plan = make_plan(spec, str(model.resolve()), local_topology(1, cores=threads), settings, tp=1, pp=1)
         config = EngineConfig(max_running=_TOGETHER, max_model_len=length, collective_timeout_s=120.0)
         requests = [
             Request(number, prompts[number], len(prompts[number]), _sampling(length, seed + number)) for number in left

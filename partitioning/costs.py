@@ -42,6 +42,19 @@ class Slice:
     embeds: bool
     samples: bool
 
+    @classmethod
+    def whole(cls, model: ModelSpec) -> Slice:
+        """All of it."""
+        return cls(
+            layers=model.num_layers,
+            heads=model.num_heads,
+            kv_heads=model.num_kv_heads,
+            mlp=model.intermediate_size,
+            vocab=model.vocab_size,
+            embeds=True,
+            samples=True,
+        )
+
 
 @dataclass(frozen=True)
 class Load:

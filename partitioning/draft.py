@@ -27,16 +27,7 @@ class Draft:
 
     @property
     def whole(self) -> Slice:
-        model = self.model
-        return Slice(
-            layers=model.num_layers,
-            heads=model.num_heads,
-            kv_heads=model.num_kv_heads,
-            mlp=model.intermediate_size,
-            vocab=model.vocab_size,
-            embeds=True,
-            samples=True,
-        )
+        return Slice.whole(self.model)
 
 
 def draft_plan(plan: Plan, model: ModelSpec, path: str) -> Plan:

@@ -138,6 +138,7 @@ def cpu_node(name: str, ranks: int, cores: int, memory_bytes: int, speed: HostSp
     return NodeSpec(name, (device,) * ranks, SHARED_MEMORY, cores, speed)
 
 
-def local_topology(ranks: int, speed: HostSpeed = ASSUMED) -> Topology:
-    """This machine's CPU, shared by `ranks` ranks; `speed` comes from `host_speed`."""
-    return Topology((cpu_node("localhost", ranks, usable_cores(), usable_memory(), speed),), ETHERNET)
+def local_topology(ranks: int, speed: HostSpeed = ASSUMED, cores: int | None = None) -> Topology:
+    """This machine's CPU, shared by `ranks` ranks, as if it had so many `cores`, or with those it has; `speed` comes
+    from `host_speed`."""
+    return Topology((cpu_node("localhost", ranks, cores or usable_cores(), usable_memory(), speed),), ETHERNET)

@@ -6,7 +6,6 @@ import gc
 from dataclasses import replace
 from time import perf_counter
 
-import psutil
 import torch
 from torch._C._distributed_c10d import TCPStore
 
@@ -119,12 +118,10 @@ class Rank:
 
     def memory(self) -> dict[str, int]:
         """Bytes in use, by kind: of a GPU what torch has handed out and what it holds, else what the process has."""
+        used, _ = memory_use(self._device)
         if self._device.type != "cuda":
-            return {"resident": psutil.Process().memory_info().rss}
-        return {
-            "allocated": torch.cuda.memory_allocated(self._device),
-            "reserved": torch.cuda.memory_reserved(self._device),
-        }
+            return {"resident": used}
+        return {"allocated": torch.cuda.memory_allocated(self._device), "reserved": used}
 
     def pulse(self) -> Pulse:
         """What this rank is doing; for any thread."""

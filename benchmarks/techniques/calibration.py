@@ -8,7 +8,7 @@ from cluster.text import load_tokenizer
 from partitioning.checkpoint import open_checkpoint
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
-from partitioning.topology import ETHERNET, Topology, cpu_node, usable_memory
+from partitioning.topology import local_topology
 from workers.local import local_replica
 from workers.request import EngineConfig, Request, SamplingParams
 
@@ -32,7 +32,7 @@ def calibration_text(model: Path, tokens: int = 192) -> str:
         spec = checkpoint.spec
     settings = plan_settings(spec, dtype="bfloat16", max_model_len=_LENGTH, kv_cache_tokens=len(_SUBJECTS) * _LENGTH)
     # One thread, so that another number of cores draws the same text.
-    host = Topology((cpu_node("localhost", 1, 1, usable_memory()),), ETHERNET)
+    host = local_topology(1, cores=1)
     plan = make_plan(spec, str(model), host, settings, tp=1, pp=1)
     requests = []
     for number, subject in enumerate(_SUBJECTS):

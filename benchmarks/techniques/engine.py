@@ -13,7 +13,7 @@ from partitioning.checkpoint import open_checkpoint
 from partitioning.plan import Plan
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
-from partitioning.topology import ETHERNET, Topology, cpu_node, usable_memory
+from partitioning.topology import local_topology
 from workers.local import LocalReplica, local_replica
 from workers.request import EngineConfig, Request, SamplingParams
 
@@ -30,8 +30,8 @@ def plan_of(row: Row, path: Path, threads: int, max_len: int, cache_tokens: int)
         max_model_len=max_len,
         kv_cache_tokens=cache_tokens,
     )
-    node = cpu_node("localhost", row.tp, max(threads, row.tp), usable_memory())
-    return make_plan(spec, str(path), Topology((node,), ETHERNET), settings, tp=row.tp, pp=1)
+    host = local_topology(row.tp, cores=max(threads, row.tp))
+    return make_plan(spec, str(path), host, settings, tp=row.tp, pp=1)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,8 +9,6 @@ from rich.console import Console
 
 from cluster.commands import say
 from cluster.spec import DeploymentSpec
-
-_YAML = (".yaml", ".yml")
 
 
 def doctor(
@@ -41,12 +38,7 @@ def doctor(
     from cluster.doctor.diagnosis import of_this_machine
     from cluster.doctor.report import healthy, report_json, report_table
 
-    if target is None:
-        spec = None
-    elif target.endswith(_YAML):
-        spec = DeploymentSpec.read(Path(target))
-    else:
-        spec = DeploymentSpec.of({"model": target})
+    spec = None if target is None else DeploymentSpec.named(target)
     if cluster:
         from cluster.doctor.cluster import of_the_cluster
 

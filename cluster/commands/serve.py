@@ -16,8 +16,6 @@ from partitioning.model_spec import CacheType, DType, WeightType
 from workers.observation.log import set_up
 from workers.request import SpeculationType
 
-_YAML = (".yaml", ".yml")
-
 
 def serve(
     target: Annotated[
@@ -94,10 +92,7 @@ def serve(
         "traces": traces,
     }
     fields: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    if target.endswith(_YAML):
-        spec = DeploymentSpec.read(Path(target), **fields)
-    else:
-        spec = DeploymentSpec.of({"model": target, **fields})
+    spec = DeploymentSpec.named(target, **fields)
     set_up(spec.log, "serve" if detach else "gateway")
     asyncio.run(_detach(spec) if detach else _serve(spec))
 

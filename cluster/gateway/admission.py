@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 
@@ -54,11 +54,10 @@ class Place:
 
 class Admission:
     """Counts the sequences that are being generated and the tokens that they may need, up to `bounds`, and guesses when
-    a place will be free. `refused` is told why a call was answered with an error."""
+    a place will be free."""
 
-    def __init__(self, most: int, refused: Callable[[str], None] = lambda reason: None) -> None:
+    def __init__(self, most: int) -> None:
         self.bounds = FairBounds(most, 1 << 62)
-        self.refused = refused
         self._interval = 1.0  # seconds between ends of requests, a running mean
         self._last_end = monotonic()
         self._refused = 0.0  # requests that were sent away and have not come again, for all that is known

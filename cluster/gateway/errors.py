@@ -13,6 +13,7 @@ from cluster.gateway.allowance import NeverAllowed, OverLimit
 from cluster.gateway.generation import Late, NoReplica, QueuesFull, Refused, Shed
 from cluster.gateway.record import RequestRecord
 from cluster.gateway.requests import InvalidRequest
+from cluster.metrics.gateway import GatewayMetrics
 from cluster.text import ChatTemplateMissing, TokenizerError, TokenizerMissing
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,11 +38,11 @@ _REASONS: dict[type[Exception], str] = {
 
 
 @contextmanager
-def _counted(admission: Admission) -> Iterator[None]:
+def _counted(metrics: GatewayMetrics) -> Iterator[None]:
     try:
         yield
     except tuple(_REASONS) as error:
-        admission.refused(_reason(error))
+        metrics.refused(_reason(error))
         raise
 
 
@@ -67,10 +68,10 @@ def _reason(error: Exception) -> str:
 
 
 @asynccontextmanager
-async def statuses(context: Context, admission: Admission) -> AsyncIterator[None]:
+async def statuses(context: Context, admission: Admission, metrics: GatewayMetrics) -> AsyncIterator[None]:
     """Ends the call with the status code of an error raised inside."""
     try:
-        with _counted(admission):
+        with _counted(metrics):
             yield
     except (InvalidRequest, NeverAllowed, Refused) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

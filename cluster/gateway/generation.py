@@ -16,7 +16,7 @@ from time import monotonic
 from cluster.gateway.fleet import Fleet
 from cluster.gateway.kept import Kept
 from cluster.gateway.link import Link, LinkLost
-from cluster.gateway.record import RequestRecord
+from cluster.gateway.record import REASONS, RequestRecord
 from cluster.gateway.requests import Job
 from cluster.gateway.resumption import resume_token
 from cluster.metrics.gateway import GatewayMetrics
@@ -32,9 +32,6 @@ _REASONS = {
     replica_pb2.SEQUENCE_END_STOP: inference_pb2.FINISH_REASON_STOP,
     replica_pb2.SEQUENCE_END_LENGTH: inference_pb2.FINISH_REASON_LENGTH,
 }
-
-
-_NAMES = {inference_pb2.FINISH_REASON_STOP: "stop", inference_pb2.FINISH_REASON_LENGTH: "length"}  # in metrics
 
 
 class NoReplica(Exception):
@@ -303,10 +300,8 @@ class Generation:
             response.usage.CopyFrom(self._usage(output))
             usage, tpot_s = response.usage, None
             if not output.rested:
-                self._kept.finished(usage.ttft_seconds, usage.duration_seconds, usage.completion_tokens)
-                if usage.completion_tokens > 1:
-                    tpot_s = (usage.duration_seconds - usage.ttft_seconds) / (usage.completion_tokens - 1)
-            self._tenant.ended(_NAMES[reason], usage.duration_seconds, tpot_s)
+                tpot_s = self._kept.finished(usage.ttft_seconds, usage.duration_seconds, usage.completion_tokens)
+            self._tenant.ended(REASONS[reason], usage.duration_seconds, tpot_s)
         return response
 
     def _usage(self, output: _Output) -> inference_pb2.Usage:

@@ -23,16 +23,17 @@ class Kept:
         self._finished = self._kept = self._shed = 0
         self._recent: deque[tuple[float, float, float | None]] = deque(maxlen=_RECENT)  # end, TTFT and TPOT
 
-    def finished(self, ttft_s: float, duration_s: float, tokens: int) -> None:
-        """An output has come to its end."""
-        tpot_s = (duration_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0
-        self._recent.append((monotonic(), ttft_s, tpot_s if tokens > 1 else None))
+    def finished(self, ttft_s: float, duration_s: float, tokens: int) -> float | None:
+        """An output has come to its end. Returns the mean time between its tokens, None where it is a single one."""
+        tpot_s = (duration_s - ttft_s) / (tokens - 1) if tokens > 1 else None
+        self._recent.append((monotonic(), ttft_s, tpot_s))
         self._finished += 1
-        self._kept += self.objectives.met(ttft_s, tpot_s)
+        self._kept += self.objectives.met(ttft_s, tpot_s or 0.0)
         if self.objectives.ttft_s is not None:
             self._note("ttft", ttft_s <= self.objectives.ttft_s)
         if self.objectives.tpot_s is not None:
-            self._note("tpot", tpot_s <= self.objectives.tpot_s)
+            self._note("tpot", (tpot_s or 0.0) <= self.objectives.tpot_s)
+        return tpot_s
 
     def shed(self) -> None:
         """A request was refused, as it would have come too late."""

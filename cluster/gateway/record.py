@@ -12,7 +12,8 @@ from phalanx.v1 import inference_pb2, registry_pb2
 
 log = logging.getLogger(__name__)
 
-_REASONS = {inference_pb2.FINISH_REASON_STOP: "stop", inference_pb2.FINISH_REASON_LENGTH: "length"}
+# Names of finish reasons, in logs, spans and metrics.
+REASONS = {inference_pb2.FINISH_REASON_STOP: "stop", inference_pb2.FINISH_REASON_LENGTH: "length"}
 
 
 class RequestRecord:
@@ -55,7 +56,7 @@ class RequestRecord:
             if self._spans is not None:
                 self._spans.answered()
         if response.finish_reason:
-            self._reasons.append(_REASONS[response.finish_reason])
+            self._reasons.append(REASONS[response.finish_reason])
             self._tokens["completion_tokens"] += response.usage.completion_tokens
             self._tokens["cached_tokens"] = max(self._tokens["cached_tokens"], response.usage.cached_tokens)
             if self._spans is not None:

@@ -65,7 +65,7 @@ class Gateway:
         self._on_news = on_news
         self._metrics = GatewayMetrics()
         self._metrics_endpoint = MetricsEndpoint(self._metrics.registry)
-        self._admission = Admission(config.max_sequences, self._metrics.refused)
+        self._admission = Admission(config.max_sequences)
         dialler = Dialler(config.internal_tls)
         own = f"gateway-{uuid.uuid4().hex[:8]}"
         secret = ShownSecret(config.registry_secret)

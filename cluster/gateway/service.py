@@ -62,7 +62,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncGenerator[inference_pb2.GenerateResponse]:
         arrival = monotonic()
-        async with statuses(context, self._admission):
+        async with statuses(context, self._admission, self._metrics):
             with self._recorded(request, context, arrival) as record, self._place(request.n) as place:
                 match request.WhichOneof("prompt"):
                     case "text":
@@ -81,7 +81,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.ChatRequest, context: Context
     ) -> AsyncIterator[inference_pb2.ChatResponse]:
         arrival = monotonic()
-        async with statuses(context, self._admission):
+        async with statuses(context, self._admission, self._metrics):
             with self._recorded(request, context, arrival) as record:
                 messages = check_messages(request.messages)
                 tokenizer = self._tokenizer
@@ -101,7 +101,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
-        async with statuses(context, self._admission):
+        async with statuses(context, self._admission, self._metrics):
             tokenizer = self._tokenizer
             check_size(len(request.text), self._served.limits, tokenizer.longest_token, "the text")
             with self._place(1):
@@ -112,7 +112,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Detokenize(
         self, request: inference_pb2.DetokenizeRequest, context: Context
     ) -> inference_pb2.DetokenizeResponse:
-        async with statuses(context, self._admission):
+        async with statuses(context, self._admission, self._metrics):
             check_count(len(request.token_ids), self._served.limits, "token_ids")
             check_ids(request.token_ids, self._served.limits)
             with self._place(1):
@@ -124,7 +124,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def GetModel(
         self, request: inference_pb2.GetModelRequest, context: Context
     ) -> inference_pb2.GetModelResponse:
-        async with statuses(context, self._admission):
+        async with statuses(context, self._admission, self._metrics):
             return self._served.describe()
         raise AssertionError("a call that failed has been aborted")
 

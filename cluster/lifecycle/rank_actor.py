@@ -8,7 +8,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import ray
@@ -85,9 +84,8 @@ class RankActor:
         self._rank.join(host, port, self._secret, address)
 
     def load(self) -> int:
-        started = monotonic()
         read = self._rank.load()
-        log.info("weights loaded", extra={"bytes": read, "seconds": round(monotonic() - started, 3)})
+        log.info("weights loaded", extra={"bytes": read, "seconds": round(self._rank.loading_s or 0.0, 3)})
         return read
 
     def follow(self) -> None:
