@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _WINDOW_HELP = "Tokens that are learned from at once, and the length of what the teacher writes."
 _DIVERGENCE_HELP = "forward covers what the teacher might say, reverse keeps to what it likely says."
+_WORKERS_HELP = "Train as a Ray Train job: so many processes of the Ray cluster divide the batches of a step."
 _DTYPE_HELP = "Of products. auto: bfloat16 where the processor has instructions for it."
 
 
@@ -56,7 +57,8 @@ def distil(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same student.")] = 0,
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help=_DTYPE_HELP)] = "auto",
     device: Annotated[str, typer.Option(help="Where to train, such as cuda:0.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: one for each core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: one for each core, shared by workers.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help=_WORKERS_HELP)] = None,
 ) -> None:
     """Train a small model to predict as TEACHER does: a draft for speculation, or a pruned model to be healed.
 
@@ -68,6 +70,10 @@ def distil(
         raise typer.BadParameter("--prompts are for a teacher that writes: leave --text out")
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give either --steps or --minutes")
+    if workers is not None and accumulate % workers:
+        raise typer.BadParameter(
+            f"{workers} workers cannot share {accumulate} batches a step: make --accumulate a multiple of --workers"
+        )
     # These import torch, which would make --help wait for seconds.
     import torch
     from pydantic import ValidationError
@@ -75,8 +81,10 @@ def distil(
     from cluster.teacher_text import digest, read_texts, write_texts
     from cluster.text import TokenizerMissing, load_tokenizer
     from partitioning.checkpoint import open_checkpoint
+    from partitioning.distil.run import Outcome
     from partitioning.distil.run import distil as run
     from partitioning.distil.saved import Folder
+    from partitioning.distil.student import read_student
     from partitioning.distil.windows import Windows
     from partitioning.topology import usable_cores
 
@@ -101,7 +109,7 @@ def distil(
     except ValidationError as error:
         fault = error.errors()[0]
         raise typer.BadParameter(f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}") from error
-    threads = threads or usable_cores()
+    threads = threads or max(1, usable_cores() // (workers or 1))
     torch.set_num_threads(threads)
     path = resolve_model(teacher)
     try:
@@ -109,7 +117,7 @@ def distil(
     except TokenizerMissing:
         tokenizer = None
     with open_checkpoint(path) as checkpoint:
-        begins = _student(checkpoint, path, layers, student, seed)
+        begins = read_student(checkpoint, path, layers, student, seed)
         _check_window(window, checkpoint, begins)
         began = f"{layers} layers" if student is None else str(student.resolve())
         identity = {"teacher": str(path.resolve()), "student": began, **settings.model_dump(mode="json")}
@@ -127,12 +135,21 @@ def distil(
                 say(f"what the teacher has written is saved in {out}: the same command goes on")
                 raise
             windows = Windows(content, settings)
-        with _bar() as on_step, _asked_to_stop() as stop:
-            try:
-                outcome = run(checkpoint, path, begins, windows, settings, folder, on_step, stop)
-            except Interrupted as interrupted:
-                say(f"{interrupted}, and saved in {out}: the same command goes on")
-                raise typer.Exit(130) from interrupted
+        if workers is None:
+            with _bar() as on_step, _asked_to_stop() as stop:
+                try:
+                    outcome = run(checkpoint, path, begins, windows, settings, folder, on_step, stop)
+                except Interrupted as interrupted:
+                    say(f"{interrupted}, and saved in {out}: the same command goes on")
+                    raise typer.Exit(130) from interrupted
+    if workers is not None:
+        from cluster.distil_job import Job, train
+
+        begun = student and student.resolve()
+        job = Job(path.resolve(), layers, begun, settings, out.resolve(), folder.identity)
+        with _bar() as on_step:
+            train(job, content, workers, threads, say, on_step)
+        outcome = Outcome.read(out)
     if path.is_file() and tokenizer is not None:
         tokenizer.save(out)
     for name, reading in (("before", outcome.before), ("after", outcome.after)):
@@ -141,15 +158,6 @@ def distil(
             f"{reading.agreement:.1%}, guesses accepted at temperature 1 {reading.acceptance:.1%}"
         )
     say(f"{out}: {outcome.steps} steps; distillation.json and distillation.svg there show the loss")
-
-
-def _student(checkpoint: Checkpoint, path: Path, layers: int | None, student: Path | None, seed: int) -> Student:
-    from partitioning.distil.student import from_layers, from_path
-
-    if student is not None:
-        return from_path(student, checkpoint, seed)
-    assert layers is not None
-    return from_layers(checkpoint, path, layers)
 
 
 def _check_window(window: int, teacher: Checkpoint, student: Student) -> None:

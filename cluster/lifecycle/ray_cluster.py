@@ -48,8 +48,9 @@ def join(say: Say) -> None:
         raise DeployError(f"cannot join the Ray cluster at {address}: {error}. {token}") from error
 
 
-def join_or_start(spec: DeploymentSpec, say: Say) -> None:
-    """Joins the Ray cluster at RAY_ADDRESS, or starts one on this machine that ends with this process.
+def join_or_start(processes: int, say: Say) -> None:
+    """Joins the Ray cluster at RAY_ADDRESS, or starts one on this machine for so many processes, which ends with this
+    one.
 
     Raises:
         DeployError: it cannot be joined or started.
@@ -59,12 +60,11 @@ def join_or_start(spec: DeploymentSpec, say: Say) -> None:
         return
     say("starting a Ray cluster on this machine (set RAY_ADDRESS to join one)")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ranks = (spec.tp or 1) * (spec.pp or 1) * (spec.replicas or 1)
     try:
         _init(
             address="local",
-            # More ranks than cores are slow, and fine for a trial.
-            num_cpus=max(usable_cores(), ranks),
+            # More processes than cores are slow, and fine for a trial.
+            num_cpus=max(usable_cores(), processes),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
         )

@@ -64,7 +64,7 @@ async def deployment(spec: DeploymentSpec, say: Say) -> AsyncIterator[tuple[str,
         Interrupted: by a signal, while it started.
     """
     check_port(spec)
-    join_or_start(spec, say)
+    join_or_start((spec.tp or 1) * (spec.pp or 1) * (spec.replicas or 1), say)
     try:
         stop = _stop_signal()
         coordinator = create_coordinator(spec, detached=False)

@@ -29,7 +29,7 @@ class Folder:
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
         """`identity` tells one distillation from another. Raises DistilError for a folder with anything else in it."""
-        self._out, self.unfinished = out, out / "unfinished"
+        self._out, self.unfinished, self.identity = out, out / "unfinished", dict(identity)
         file = self.unfinished / _IDENTITY
         if file.exists():
             theirs = read_json_object(file)
@@ -43,7 +43,7 @@ class Folder:
             raise DistilError(f"{out} is not empty: name a new folder with --out")
         else:
             self.unfinished.mkdir(parents=True)
-            _write(file, json.dumps(dict(identity), indent=2).encode())
+            _write(file, json.dumps(self.identity, indent=2).encode())
 
     def save(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """One after the other: the number in a name says which file belongs to which progress."""

@@ -36,6 +36,14 @@ class Student:
     frozen: frozenset[str]
 
 
+def read_student(teacher: Checkpoint, source: Path, layers: int | None, path: Path | None, seed: int) -> Student:
+    """`layers` of the teacher's, which `source` holds, or what `path` describes. Raises as those two do."""
+    if path is not None:
+        return from_path(path, teacher, seed)
+    assert layers is not None
+    return from_layers(teacher, source, layers)
+
+
 def from_layers(teacher: Checkpoint, source: Path, layers: int) -> Student:
     """`layers` of the teacher's, evenly spaced from the first to the last. Raises DistilError."""
     spec = teacher.spec

@@ -17,17 +17,18 @@ from partitioning.distil.windows import Windows
 
 
 class Teacher:
-    """`folder` gets the states: two bytes for each of `hidden_size` values a token, four in float32."""
+    """`folder` gets the states: two bytes for each of `hidden_size` values a token, four in float32. Each worker keeps
+    those that it computes."""
 
-    def __init__(self, decoder: Decoder, windows: Windows, folder: Path) -> None:
+    def __init__(self, decoder: Decoder, windows: Windows, folder: Path, worker: int = 0) -> None:
         self._decoder, self._windows = decoder, windows
         count, window = windows.tokens.shape
         self._dtype = decoder.head.dtype
         # numpy has no bfloat16.
         kind = np.dtype(np.int16 if self._dtype == torch.bfloat16 else np.float32)
         shape = (count, window, decoder.spec.hidden_size)
-        self._states = _mapped(folder / "states.bin", kind, shape)
-        self._known = _mapped(folder / "states.known", np.dtype(np.uint8), (count,))
+        self._states = _mapped(folder / f"states-{worker}.bin", kind, shape)
+        self._known = _mapped(folder / f"states-{worker}.known", np.dtype(np.uint8), (count,))
 
     def target(self, windows: Sequence[int]) -> Target:
         """For all positions of these windows, after each other."""

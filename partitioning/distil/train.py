@@ -18,6 +18,7 @@ from partitioning.distil.settings import Interrupted, Settings
 from partitioning.distil.student import Student
 from partitioning.distil.teacher import Teacher
 from partitioning.distil.windows import Windows
+from partitioning.distil.workers import Workers
 
 _SAVE_EVERY_S = 300.0
 
@@ -33,12 +34,20 @@ class Step:
 
 
 class Training:
-    """Of one student; `decoder` computes with its weights as they are. Goes on where `folder` says."""
+    """Of one student; `decoder` computes with its weights as they are. Goes on where `folder` says. Each of `workers`
+    has one, with the same arguments, and a folder on the same disk."""
 
     def __init__(
-        self, student: Student, teacher: Teacher, windows: Windows, settings: Settings, folder: Folder
+        self,
+        student: Student,
+        teacher: Teacher,
+        windows: Windows,
+        settings: Settings,
+        folder: Folder,
+        workers: Workers,
     ) -> None:
         self._teacher, self._windows, self._settings, self._folder = teacher, windows, settings, folder
+        self._workers = workers
         self.done, self._seconds = 0, 0.0
         self.log: list[dict[str, float]] = []
         # Measured before the first step; None until then.
@@ -67,9 +76,11 @@ class Training:
         while self._used() < 1:
             began = time.monotonic()
             rate = self._rate()
-            loss = self._step(rate)
+            figures = torch.tensor([self._step(rate), time.monotonic() - began], device=self._settings.device)
+            self._workers.add_up([figures])
+            loss, seconds = figures.tolist()
             self.done += 1
-            self._seconds += time.monotonic() - began
+            self._seconds += seconds / self._workers.size
             self.log.append(
                 {"step": self.done, "loss": loss, "learning_rate": rate, "seconds": round(self._seconds, 2)}
             )
@@ -87,16 +98,19 @@ class Training:
         return {name: self.decoder.tensors[name].detach() for name in self._names}
 
     def save(self) -> None:
+        if self._workers.rank > 0:
+            return
         tensors = self.trained() | optimiser_tensors(self._names, self._optimiser.state_dict())
         progress = {"step": self.done, "seconds": self._seconds, "before": self.before, "log": self.log}
         self._folder.save(tensors, progress)
 
     def _step(self, rate: float) -> float:
+        """Returns this worker's part of the loss."""
         settings, total = self._settings, 0.0
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad()
-        for number, chosen in enumerate(self._windows.step(self.done)):
+        for number, chosen in self._workers.own(self._windows.step(self.done)):
             target = self._teacher.target(chosen)
             positions = self._windows.positions(self.done, number).to(settings.device)
             target = Target(target.hidden[positions], target.head)
@@ -104,7 +118,9 @@ class Training:
             loss = divergence(hidden, self.decoder.head, target, settings.divergence, settings.temperature)
             (loss / settings.accumulate).backward()  # type: ignore[no-untyped-call]
             total += loss.item() / settings.accumulate
-        torch.nn.utils.clip_grad_norm_([self.decoder.tensors[name] for name in self._names], settings.clip)
+        learning = [self.decoder.tensors[name] for name in self._names]
+        self._workers.add_up(tensor.grad for tensor in learning if tensor.grad is not None)
+        torch.nn.utils.clip_grad_norm_(learning, settings.clip)
         self._optimiser.step()
         return total
 
