@@ -37,6 +37,7 @@ def ray_cluster_of(cpus: int, folder: Path) -> Iterator[dict[str, str]]:
             f"--port={port}",
             f"--dashboard-port={dashboard}",
             "--include-dashboard=true",
+            f"--dashboard-agent-listen-port={free_port()}",
             f"--temp-dir={temporary}",
         ],
         env={**with_our_python(), **secret},
