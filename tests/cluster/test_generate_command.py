@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cluster.cli import main
 from tests.oracle.references import Reference
 from tests.tiny_models import make_tiny
 from tests.tiny_tokenizer import add_tiny_tokenizer
@@ -22,6 +23,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_tiny(tmp_path_factory.mktemp("model"), "qwen2", bos_token_id=304, eos_token_id=305)
     add_tiny_tokenizer(folder)
     return folder
+
+
+def _error(model: Path, *options: str, code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says in this process, where it is to end with `code` and without an output."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["phalanx", "generate", str(model), "--dtype", "float32", *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    said = capsys.readouterr()
+    assert ended.value.code == code, said.err
+    assert said.out == ""
+    return " ".join(said.err.replace("│", " ").split())
 
 
 def _generate(model: Path, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -72,11 +85,16 @@ def test_text_is_streamed_to_standard_output_alone(model: Path) -> None:
         (["--prompt", "x", "--kv-cache", "int4"], 2, "'int4' is not one of 'auto', 'int8'"),
     ],
 )
-def test_a_wrong_option_is_one_line_about_it(model: Path, options: list[str], code: int, message: str) -> None:
-    result = _generate(model, *options, code=code)
-    assert message in " ".join(result.stderr.replace("│", " ").split())
+def test_a_wrong_option_is_one_line_about_it(
+    model: Path, options: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in _error(model, *options, code=code, capsys=capsys)
+
+
+def test_an_error_in_a_process_of_its_own_is_no_traceback(model: Path) -> None:
+    result = _generate(model, "--prompt", "", code=1)
+    assert result.stderr.startswith("Error: the prompt is empty")
     assert "Traceback" not in result.stderr
-    assert result.stdout == ""
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -123,19 +141,21 @@ def test_a_batch_goes_on_where_it_was_interrupted(model: Path, tmp_path: Path) -
         ('{"prompt": "x", "temperature": 99}', "line 2: sampling.temperature is 99"),
     ],
 )
-def test_a_wrong_line_is_named_before_anything_runs(model: Path, tmp_path: Path, line: str, message: str) -> None:
+def test_a_wrong_line_is_named_before_anything_runs(
+    model: Path, tmp_path: Path, line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "x"}\n' + line + "\n")
-    error = _generate(model, "--input", str(source), "--output", str(target), code=1).stderr
-    assert message in error
-    assert "Traceback" not in error
+    assert message in _error(model, "--input", str(source), "--output", str(target), code=1, capsys=capsys)
     assert not target.exists()
 
 
-def test_an_output_of_something_else_is_not_overwritten(model: Path, tmp_path: Path) -> None:
+def test_an_output_of_something_else_is_not_overwritten(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "precious.txt"
     source.write_text('{"prompt": "x"}\n')
     target.write_text("my thesis\n")
-    error = _generate(model, "--input", str(source), "--output", str(target), code=1).stderr
+    error = _error(model, "--input", str(source), "--output", str(target), code=1, capsys=capsys)
     assert "is not the output of a batch" in error
     assert target.read_text() == "my thesis\n"

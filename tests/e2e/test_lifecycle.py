@@ -101,6 +101,7 @@ def _until(true: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # the short storm does that too
 def test_serving_goes_on_without_the_coordinator_which_comes_back(model: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     with running(["serve", _spec(tmp_path, model, tp=2, listen=address)], tmp_path) as serve:
@@ -120,6 +121,7 @@ def test_serving_goes_on_without_the_coordinator_which_comes_back(model: Path, t
         assert gone(family)
 
 
+@pytest.mark.slow  # the short storm does that too
 def test_a_rank_that_hangs_is_reported_and_replaced(model: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     spec = _spec(tmp_path, model, tp=2, pp=2, listen=address, collective_timeout_s=4)

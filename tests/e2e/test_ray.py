@@ -40,6 +40,7 @@ def test_the_demo_answers(smollm2: Path, tmp_path: Path) -> None:
         assert gone(family)
 
 
+@pytest.mark.slow  # the short storm kills ranks too
 def test_a_stream_survives_the_death_of_a_rank(model: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     options = {"max_tokens": 300, "temperature": 0.8, "seed": 3, "ignore_eos": True}
@@ -168,7 +169,14 @@ def test_ctrl_c_lets_a_stream_finish_and_leaves_nothing(model: Path, tmp_path: P
         assert gone(family)
 
 
-@pytest.mark.parametrize("after", ["starting a Ray cluster", "placing", "loading the weights"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param("starting a Ray cluster", marks=pytest.mark.slow),
+        pytest.param("placing", marks=pytest.mark.slow),
+        "loading the weights",
+    ],
+)
 def test_an_interrupted_start_leaves_nothing(model: Path, tmp_path: Path, after: str) -> None:
     with running(_serve(model, "127.0.0.1:0", "--tp", "2"), tmp_path) as serve:
         serve.wait_for(after)

@@ -27,7 +27,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=["llama", "10", "34", "llama in torch"])
+@pytest.fixture(params=["llama", "10", "34", pytest.param("llama in torch", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shape, _, engine = request.param.partition(" in ")
     if engine == "torch":
