@@ -97,3 +97,12 @@ def test_batches_that_cannot_be_shared_are_refused(teacher: Path, text: Path, tm
     assert result.exit_code != 0
     assert "3 workers cannot share 2 batches a step" in " ".join(result.output.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_more_workers_than_the_cluster_has_room_for_are_refused(teacher: Path, text: Path, tmp_path: Path) -> None:
+    command = _command(teacher, text, tmp_path / "out", "--workers", "2", "--threads", "1000")
+    refused = subprocess.run(command, env=_alone(), stderr=subprocess.PIPE, text=True, timeout=120)
+    assert refused.returncode == 1
+    assert "Error: 2 workers need 2000 CPUs, and the Ray cluster has" in refused.stderr
+    assert "lower --workers or --threads" in refused.stderr
