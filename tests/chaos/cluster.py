@@ -66,15 +66,22 @@ class Cluster:
         """A command on the head."""
         return self._on_head("-m", "cluster.cli", *arguments)
 
+    def runs(self, machine: Machine) -> bool:
+        """Whether it has been started, and not been killed since."""
+        return machine.name in self._processes
+
     def kill_gateway(self, front: Machine) -> None:
         self._kill(front)
 
-    def kill_node(self, node: Machine) -> None:
-        """Kills the raylet, and leaves the rest of the machine to find out."""
+    def kill_node(self, node: Machine) -> bool:
+        """Kills the raylet, and leaves the rest of the machine to find out. False when it had none."""
+        killed = False
         for process in self._family(node):
             with suppress(psutil.NoSuchProcess):
                 if process.name() == "raylet":
                     process.kill()
+                    killed = True
+        return killed
 
     def bury_node(self, node: Machine) -> None:
         """Ends what is left of a machine whose raylet was killed."""

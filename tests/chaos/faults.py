@@ -61,8 +61,11 @@ def _stop_rank(cluster: Cluster, state: admin_pb2.GetClusterResponse, dice: rand
     return lambda: signal_all([pid], signal.SIGCONT)
 
 
-def _kill_gateway(cluster: Cluster, state: admin_pb2.GetClusterResponse, dice: random.Random) -> Mend:
-    front = dice.choice(cluster.fronts)
+def _kill_gateway(cluster: Cluster, state: admin_pb2.GetClusterResponse, dice: random.Random) -> Mend | None:
+    running = [front for front in cluster.fronts if cluster.runs(front)]
+    if not running:
+        return None
+    front = dice.choice(running)
     cluster.kill_gateway(front)
     return lambda: cluster.start_gateway(front)
 
@@ -71,9 +74,10 @@ def _kill_coordinator(cluster: Cluster, state: admin_pb2.GetClusterResponse, dic
     return _nothing if cluster.kill_coordinator() else None
 
 
-def _kill_node(cluster: Cluster, state: admin_pb2.GetClusterResponse, dice: random.Random) -> Mend:
+def _kill_node(cluster: Cluster, state: admin_pb2.GetClusterResponse, dice: random.Random) -> Mend | None:
     node = dice.choice(cluster.nodes)
-    cluster.kill_node(node)
+    if not cluster.kill_node(node):
+        return None
 
     def again() -> None:
         cluster.bury_node(node)
@@ -96,7 +100,7 @@ def _disturb_link(cluster: Cluster, state: admin_pb2.GetClusterResponse, dice: r
 
 def _fill_memory(cluster: Cluster, state: admin_pb2.GetClusterResponse, dice: random.Random) -> Mend | None:
     """No room in shared memory, and a rank that dies: new epochs cannot be built there for a while."""
-    node = dice.choice(cluster.nodes)
+    node = dice.choice([node for node in cluster.nodes if cluster.runs(node)])
     ballast = cluster.memory(node) / "ballast"
     with suppress(OSError), ballast.open("wb") as file:
         while file.write(b"\0" * (1 << 20)):
