@@ -49,9 +49,8 @@ def main(
             f"{kind}: {median(values):.0f} tok/s of goodput (median of {', '.join(f'{value:.0f}' for value in values)})"
         )
     without, with_them = goodput.values()
-    print(
-        f"with / without: {median(b / a if a else float('inf') for a, b in zip(without, with_them, strict=True)):.2f}"
-    )
+    ratio = median(with_them) / median(without) if median(without) else float("inf")
+    print(f"with / without: {ratio:.2f}")
 
 
 def _row(spec: dict[str, object], load: Load, objective: Objective) -> Row:
