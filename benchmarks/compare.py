@@ -63,7 +63,6 @@ def main(
         raise typer.BadParameter(f"no engine {', '.join(sorted(unknown))}; there are {', '.join(engines)}")
     engines = {name: engine for name, engine in engines.items() if not only or name in only}
     (interpreter,) = _run(sys.executable, "-c", _INTERPRETER)
-    models = {name: engine.model for name, engine in engines.items()}
     limits: list[Line] = []
     results: list[dict[str, list[Line]]] = []
     others: list[float] = []
@@ -71,11 +70,18 @@ def main(
     for number in range(rounds):
         limits += _run(sys.executable, "-m", "benchmarks.limits", str(_THREADS))
         lines: dict[str, list[Line]] = {}
-        for name, engine in engines.items():
+        for name, engine in list(engines.items()):
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
             others.append(_cores_in_use())
-            lines[name] = _run(*engine.command, "--repeat", str(repeat))
+            try:
+                lines[name] = _run(*engine.command, "--repeat", str(repeat))
+            except subprocess.CalledProcessError as error:
+                print(f"{name} is left out: {error}", file=sys.stderr)
+                del engines[name]
+                for before in results:
+                    del before[name]
         results.append(lines)
+        models = {name: engine.model for name, engine in engines.items()}
         measured = Measured(results, limits, models, interpreter["peak_mib"], max(others))
         text = f"{figures(measured)}\n\n{table(verdicts(measured))}\n"
         if out is not None:  # after every round, as the next one may be interrupted

@@ -191,6 +191,9 @@ class DeploymentSpec(BaseModel):
             "that port of its node's Ray address. Default: none.",
         ),
     ] = None
+    ray_metrics: Annotated[
+        bool, Field(description="Show the coordinator's metrics and those of all replicas as Ray's own, too.")
+    ] = False
     max_sequences: Annotated[Positive, Field(description="Sequences a gateway takes on at once.")] = 1024
     recovery_s: Annotated[
         float, Field(gt=0, description="How long a stream whose replica is lost waits for another.")

@@ -21,6 +21,7 @@ from cluster.lifecycle.registry import Registry
 from cluster.lifecycle.replica_set import ReplicaSet
 from cluster.metrics.coordinator import CoordinatorMetrics, ReplicaLook
 from cluster.metrics.endpoint import MetricsEndpoint, MetricsError
+from cluster.metrics.in_ray import InRay
 from cluster.spec import DeploymentSpec
 from cluster.topology import ray_nodes
 from partitioning.plan import PlanError
@@ -60,7 +61,9 @@ class Coordinator:
             self._spec.name, lambda: self._record.secrets, self.scale, self._spec.internal_tls, self._vitals
         )
         self._metrics = ""  # where they are shown, as host:port
-        self._endpoint = MetricsEndpoint(CoordinatorMetrics(self._look).registry)
+        self._own_metrics = CoordinatorMetrics(self._look)
+        self._endpoint = MetricsEndpoint(self._own_metrics.registry)
+        self._in_ray: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[Opened] | None = None
         self._replicas: ReplicaSet | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -120,8 +123,9 @@ class Coordinator:
 
     async def close(self) -> None:
         """Ends the replicas, and leaves no actor or placement group behind."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in (self._keeper, self._in_ray):
+            if task is not None:
+                task.cancel()
         if self._replicas is not None:
             await self._replicas.stop()
         await self._registry.stop()
@@ -161,6 +165,8 @@ class Coordinator:
             self._replicas = ReplicaSet(self._record, self._registry)
             self._replicas.begin(blueprint)
         self._keeper = asyncio.create_task(self._keep(self._replicas))
+        if self._spec.ray_metrics:
+            self._in_ray = asyncio.create_task(InRay(self._own_metrics).keep())
         log.info("coordinating", extra={"registry": self._record.registry, "taken_over": taken_over})
         return Opened(self._record.registry, self._record.secrets[0], self._replicas.blueprint.plan_json, self._metrics)
 

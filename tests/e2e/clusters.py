@@ -47,7 +47,12 @@ def ray_cluster_of(cpus: int, folder: Path) -> Iterator[dict[str, str]]:
     )
     try:
         _wait_for_port(dashboard)
-        yield {**secret, "RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
+        yield {
+            **secret,
+            "RAY_ADDRESS": f"127.0.0.1:{port}",
+            "DASHBOARD": f"http://127.0.0.1:{dashboard}",
+            "FOLDER": temporary,
+        }
     finally:
         family = psutil.Process(ray.pid).children(recursive=True)
         ray.terminate()
