@@ -58,18 +58,17 @@ def train(job: Job, text: Sequence[int], workers: int, threads: int, say: Say, o
     join_or_start(workers, say)
     actor_lines.mute()  # Ray Train's; what fails is in its error
     on_gpus = job.settings.device != "cpu"
-    need = {"GPU": 1.0} if on_gpus else {"CPU": float(threads)}
-    for kind, each in need.items():
-        if (there := ray.cluster_resources().get(kind, 0.0)) < workers * each:
-            raise DistilError(
-                f"{workers} workers need {workers * each:.0f} {kind}s, and the Ray cluster has {there:.0f}: lower "
-                "--workers or --threads"
-            )
+    kind, each = ("GPU", 1.0) if on_gpus else ("CPU", float(threads))
+    if (there := ray.cluster_resources().get(kind, 0.0)) < workers * each:
+        raise DistilError(
+            f"{workers} workers need {workers * each:.0f} {kind}s, and the Ray cluster has {there:.0f}: lower "
+            "--workers or --threads"
+        )
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             _train,
             train_loop_config={"job": job, "text": np.array(text, np.int64), "threads": threads},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=need),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker={kind: each}),
             run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=_MOST_FAILURES)),
         )
         try:

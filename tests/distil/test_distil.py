@@ -24,29 +24,13 @@ from partitioning.distil.saved import Folder
 from partitioning.distil.settings import DistilError, Interrupted, Settings
 from partitioning.distil.student import from_layers
 from partitioning.distil.windows import Windows
+from tests.distil.conftest import TEXT
 from tests.oracle.references import Reference, prompts_of
 from tests.replicas import config_for, generate, plan_for, thread_replica
 from tests.tiny_models import make_tiny
-from tests.tiny_tokenizer import add_tiny_tokenizer
 from workers.request import SamplingParams
 
-TEXT = torch.randint(0, 307, (40 * 16,), generator=torch.Generator().manual_seed(5)).tolist()
 QUICK = ("--window", "16", "--batch", "4", "--threads", "1")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    ends = {"bos_token_id": 304, "eos_token_id": 305}
-    folder = make_tiny(tmp_path_factory.mktemp("teacher"), "llama", num_hidden_layers=4, **ends)
-    add_tiny_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "tokens.jsonl"
-    file.write_text(json.dumps({"token_ids": TEXT}))
-    return file
 
 
 def command(*arguments: object) -> Result:

@@ -15,25 +15,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from tests.tiny_models import make_tiny
-from tests.tiny_tokenizer import add_tiny_tokenizer
 
-_TEXT = torch.randint(0, 307, (40 * 16,), generator=torch.Generator().manual_seed(5)).tolist()
 _QUICK = ("--layers", "2", "--window", "16", "--batch", "2", "--accumulate", "2", "--dtype", "float32")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_tiny(tmp_path_factory.mktemp("teacher"), "llama", num_hidden_layers=4)
-    add_tiny_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "tokens.jsonl"
-    file.write_text(json.dumps({"token_ids": _TEXT}))
-    return file
 
 
 def _command(teacher: Path, text: Path, out: Path, *options: str) -> list[str]:
