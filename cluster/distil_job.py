@@ -117,15 +117,15 @@ def _now(out: Path) -> Path:
 
 
 def _progress(file: Path, rank: int) -> Callable[[Step], None]:
+    from partitioning.distil.saved import write_whole
+
     last = 0.0
 
     def note(step: Step) -> None:
         nonlocal last
         if rank == 0 and monotonic() - last > _LOOK_EVERY_S:
             last = monotonic()
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(asdict(step)))
-            os.replace(part, file)
+            write_whole(file, json.dumps(asdict(step)).encode())
 
     return note
 

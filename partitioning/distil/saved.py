@@ -43,13 +43,13 @@ class Folder:
             raise DistilError(f"{out} is not empty: name a new folder with --out")
         else:
             self.unfinished.mkdir(parents=True)
-            _write(file, json.dumps(self.identity, indent=2).encode())
+            write_whole(file, json.dumps(self.identity, indent=2).encode())
 
     def save(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """One after the other: the number in a name says which file belongs to which progress."""
         name = f"step-{progress['step']}.safetensors"
-        _write(self.unfinished / name, save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}))
-        _write(self.unfinished / _PROGRESS, json.dumps(dict(progress)).encode())
+        write_whole(self.unfinished / name, save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}))
+        write_whole(self.unfinished / _PROGRESS, json.dumps(dict(progress)).encode())
         for old in self.unfinished.glob("step-*.safetensors"):
             if old.name != name:
                 old.unlink()
@@ -76,10 +76,10 @@ class Folder:
                 if (tokenizer / name).is_file():
                     shutil.copyfile(tokenizer / name, self._out / name)
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        _write(self._out / SINGLE_NAME, save(contiguous, {"format": "pt"}))
-        _write(self._out / "config.json", json.dumps(dict(config), indent=2).encode())
-        _write(self._out / LOG, json.dumps(dict(log), indent=1).encode())
-        _write(self._out / "distillation.svg", plot.encode())
+        write_whole(self._out / SINGLE_NAME, save(contiguous, {"format": "pt"}))
+        write_whole(self._out / "config.json", json.dumps(dict(config), indent=2).encode())
+        write_whole(self._out / LOG, json.dumps(dict(log), indent=1).encode())
+        write_whole(self._out / "distillation.svg", plot.encode())
         shutil.rmtree(self.unfinished)
 
 
@@ -100,7 +100,8 @@ def optimiser_state(names: Sequence[str], tensors: Mapping[str, Tensor]) -> dict
     return state
 
 
-def _write(file: Path, content: bytes) -> None:
+def write_whole(file: Path, content: bytes) -> None:
+    """Under a name that never holds a part of it."""
     part = file.with_name(f"{file.name}.part")
     part.write_bytes(content)
     os.replace(part, file)
