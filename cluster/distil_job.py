@@ -19,6 +19,7 @@ import ray
 from cluster.lifecycle import actor_lines
 from cluster.lifecycle.ray_cluster import Say, join_or_start
 from partitioning.distil.settings import DistilError, Settings
+from partitioning.whole_files import write_whole
 
 if TYPE_CHECKING:
     from partitioning.distil.train import Step
@@ -117,8 +118,6 @@ def _now(out: Path) -> Path:
 
 
 def _progress(file: Path, rank: int) -> Callable[[Step], None]:
-    from partitioning.distil.saved import write_whole
-
     last = 0.0
 
     def note(step: Step) -> None:

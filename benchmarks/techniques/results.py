@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -12,6 +11,7 @@ from typing import Any
 from benchmarks.techniques.quality import Quality
 from benchmarks.techniques.rows import Row
 from benchmarks.techniques.speed import Speed
+from partitioning.whole_files import write_whole
 
 
 @dataclass
@@ -54,9 +54,7 @@ class Results:
         return cls(model, questions, qualities, fields["continued"], rounds)
 
     def save(self, file: Path) -> None:
-        part = file.with_name(f"{file.name}.part")
-        part.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        os.replace(part, file)
+        write_whole(file, f"{json.dumps(asdict(self))}\n".encode())
 
     def median(self, row: Row, key: str) -> float | None:
         """Over the rounds; None where the row was not measured, or the machine does not say."""

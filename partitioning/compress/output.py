@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from partitioning.checkpoint.files import read_json_object
 from partitioning.checkpoint.safetensors_files import INDEX_NAME
 from partitioning.compress.recipe import CompressionError
+from partitioning.whole_files import write_whole
 
 _PROGRESS = "compression-progress.json"
 _HIDDEN = "compression-hidden.safetensors"
@@ -87,11 +87,8 @@ class Output:
         self._save(_PROGRESS, json.dumps({"identity": self._identity, "done": self.done}))
 
     def _save(self, name: str, text: str) -> None:
-        part = self._folder / f"{name}.part"
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, self._folder / name)
+        write_whole(self._folder / name, f"{text}\n".encode())
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        part = self._folder / f"{name}.part"
-        part.write_bytes(save({n: tensor.cpu().contiguous() for n, tensor in tensors.items()}, {"format": "pt"}))
-        os.replace(part, self._folder / name)
+        contiguous = {n: tensor.cpu().contiguous() for n, tensor in tensors.items()}
+        write_whole(self._folder / name, save(contiguous, {"format": "pt"}))

@@ -6,7 +6,6 @@ Everything is JSON or safetensors.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from partitioning.checkpoint.files import read_json_object
 from partitioning.checkpoint.safetensors_files import SINGLE_NAME
 from partitioning.compress.output import COPIED
 from partitioning.distil.settings import DistilError
+from partitioning.whole_files import write_whole
 
 _IDENTITY, _PROGRESS = "distillation.json", "progress.json"
 LOG = "distillation.json"
@@ -98,10 +98,3 @@ def optimiser_state(names: Sequence[str], tensors: Mapping[str, Tensor]) -> dict
         if of:
             state[names.index(parameter)][key] = tensor
     return state
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Under a name that never holds a part of it."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_bytes(content)
-    os.replace(part, file)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -25,17 +25,20 @@ from tests.e2e.processes import COMMAND, ROOT, free_port, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+Store = tuple[dict[str, str], list[str]]
+
 _HOST = "127.0.0.1"
 _OPTIONS = {"max_tokens": 400, "temperature": 0.8, "seed": 3, "ignore_eos": True}
 
 
 class DurableCluster:
-    """A Ray cluster of a head, which keeps its state in files, and a node with two cores."""
+    """A Ray cluster of a head, whose state is in `store` (variables of Ray's, options of `ray start`), and a node with
+    two cores."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: Store) -> None:
         # Ray puts sockets below it, whose paths may not be long.
         self._temporary = tempfile.mkdtemp(prefix="rh-")
-        self._port, self._folder = free_port(), folder
+        self._port, self._folder, self._store = free_port(), folder, store
         self.environment = {"RAY_ADDRESS": f"{_HOST}:{self._port}", "RAY_AUTH_MODE": "disabled"}
         self._node: subprocess.Popen[bytes] | None = None
         self.start_head()
@@ -45,14 +48,15 @@ class DurableCluster:
         self._node = self._ray(f"--address={_HOST}:{self._port}", "--num-cpus=2")
 
     def start_head(self) -> None:
-        store = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self._folder / "gcs")}
+        env, options = self._store
         self._head = self._ray(
             "--head",
             f"--port={self._port}",
             "--num-cpus=0",
             "--include-dashboard=false",
             f"--temp-dir={self._temporary}",
-            **store,
+            *options,
+            **env,
         )
 
     def kill_head(self) -> None:
@@ -105,9 +109,35 @@ def _until(true: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.2)
 
 
+@contextmanager
+def _files(folder: Path) -> Iterator[Store]:
+    yield {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")}, []
+
+
+@contextmanager
+def _redis(folder: Path) -> Iterator[Store]:
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server here (Debian's package of that name)")
+    port, password = free_port(), "of-a-test"
+    options = ["--port", str(port), "--bind", _HOST, "--requirepass", password, "--save", "", "--dir", str(folder)]
+    redis = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+    try:
+        yield {"RAY_REDIS_ADDRESS": f"{_HOST}:{port}"}, [f"--redis-password={password}"]
+    finally:
+        redis.terminate()
+        redis.wait(10)
+
+
+@pytest.fixture(params=[_files, _redis])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    with request.param(tmp_path) as made:
+        yield made
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[DurableCluster]:
-    made = DurableCluster(tmp_path)
+def cluster(tmp_path: Path, store: Store) -> Iterator[DurableCluster]:
+    made = DurableCluster(tmp_path, store)
     try:
         yield made
     finally:

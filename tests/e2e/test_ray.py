@@ -210,17 +210,16 @@ def test_on_a_cluster_nothing_is_left_and_a_name_is_taken_once(
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
     command = _serve(model, address, "--tp", "2")
-    for _ in range(2):  # and again, under the same name
-        with running(command, tmp_path, **ray_cluster) as serve:
-            serve.wait_for("is ready at")
-            with running(_serve(model, "127.0.0.1:0"), tmp_path, **ray_cluster) as second:
-                assert second.process.wait(60) == 1
-                assert "a deployment named phalanx is running on this cluster already" in second.output
-            with Client(address, timeout=60) as client:
-                assert len(client.generate("a", max_tokens=9, ignore_eos=True).token_ids) == 9
-            assert len(_left_behind(ray_cluster)) == 4  # coordinator, two ranks, placement group
-            assert serve.end(signal.SIGTERM) == 0, serve.output
-        assert _left_behind(ray_cluster) == []
+    with running(command, tmp_path, **ray_cluster) as serve:
+        serve.wait_for("is ready at")
+        with running(_serve(model, "127.0.0.1:0"), tmp_path, **ray_cluster) as second:
+            assert second.process.wait(60) == 1
+            assert "a deployment named phalanx is running on this cluster already" in second.output
+        with Client(address, timeout=60) as client:
+            assert len(client.generate("a", max_tokens=9, ignore_eos=True).token_ids) == 9
+        assert len(_left_behind(ray_cluster)) == 4  # coordinator, two ranks, placement group
+        assert serve.end(signal.SIGTERM) == 0, serve.output
+    assert _left_behind(ray_cluster) == []
 
 
 def test_even_a_killed_server_leaves_nothing_on_the_cluster(
@@ -240,8 +239,8 @@ def test_even_a_killed_server_leaves_nothing_on_the_cluster(
     [
         (["--tp", "3", "--pp", "2"], "needs 6 devices, the cluster has 4 (1 node with 4 × CPU): 2 are missing"),
         (["--devices", "cuda"], "no node of the cluster has a free GPU"),
-        (["--pp", "4"], "pp=4 stages need as many layers"),
-        (["--kv-cache-tokens", "2000000000"], "does not fit"),
+        pytest.param(["--pp", "4"], "pp=4 stages need as many layers", marks=pytest.mark.slow),
+        pytest.param(["--kv-cache-tokens", "2000000000"], "does not fit", marks=pytest.mark.slow),
     ],
 )
 def test_a_plan_that_does_not_fit_fails_at_once(
@@ -254,6 +253,7 @@ def test_a_plan_that_does_not_fit_fails_at_once(
     assert _left_behind(ray_cluster) == []
 
 
+@pytest.mark.slow
 def test_a_cluster_that_wants_a_token_says_how_to_give_it(
     model: Path, tmp_path: Path, ray_cluster: dict[str, str]
 ) -> None:

@@ -256,7 +256,7 @@ async def test_replicas_share_the_work(model: Path) -> None:
         assert sum(tokens) == 1200
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 async def test_a_stream_goes_on_when_its_replica_is_lost(model: Path, temperature: float) -> None:
     options = {"max_tokens": 400, "temperature": temperature, "seed": 11, "ignore_eos": True, "logprobs": 1}
     plan = plan_for(model)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from transformers import AutoModelForCausalLM
 
 STEPS = 64
+
+# transformers asks for the same header twice, and for the same names once for every module: half of its half minute.
+gguf.GGUFReader = cache(gguf.GGUFReader)
+gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
 
 # Query heads, KV heads, tp, and how many query heads of each rank read each of its KV heads.
 CUT_GROUPS = (

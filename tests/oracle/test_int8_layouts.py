@@ -27,7 +27,9 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=["llama", "10", "34", pytest.param("llama in torch", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["llama", "34", *(pytest.param(name, marks=pytest.mark.slow) for name in ("10", "llama in torch"))]
+)
 def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shape, _, engine = request.param.partition(" in ")
     if engine == "torch":

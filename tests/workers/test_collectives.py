@@ -155,6 +155,7 @@ def _die_after_one(path: Path) -> None:
     os.kill(os.getpid(), 9)
 
 
+@pytest.mark.slow
 def test_many_more_ranks_than_cores_get_on() -> None:
     size = 4 * (os.cpu_count() or 1)
     with a_file(group_bytes(size)) as path:

@@ -172,7 +172,9 @@ def _survive(port: int, hosts: str, rank: int, dies: int) -> None:
     os._exit(1)
 
 
-@pytest.mark.parametrize("dies", [2, 3], ids=["a-leader", "another"])
+@pytest.mark.parametrize(
+    "dies", [pytest.param(2, id="a-leader"), pytest.param(3, id="another", marks=pytest.mark.slow)]
+)
 def test_a_killed_rank_is_noticed_on_every_host(dies: int) -> None:
     store = open_store(LOOPBACK, 60)
     with processes(_survive, [(store.port, "aabb", rank, dies) for rank in range(4)]) as codes:
