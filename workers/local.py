@@ -16,6 +16,7 @@ from pathlib import Path
 from partitioning.plan import Plan
 from partitioning.plan_json import plan_from_json, plan_to_json
 from workers.engine import Engine, EngineFull, EngineStopped
+from workers.garbage import spare_nothing, spare_what_stays
 from workers.rank import Rank
 from workers.request import EngineConfig, Output, Request
 from workers.security.secret import new_secret
@@ -99,6 +100,7 @@ def local_replica(plan: Plan, config: EngineConfig) -> Iterator[LocalReplica]:
     """
     with ExitStack() as stack:
         rank = Rank(plan, 0, config)
+        stack.callback(spare_nothing)
         stack.callback(rank.close)
         port = rank.open_store(_LOOPBACK)
         secret = new_secret()
@@ -109,6 +111,7 @@ def local_replica(plan: Plan, config: EngineConfig) -> Iterator[LocalReplica]:
             followers.append(follower)
         rank.join(_LOOPBACK, port, secret)
         rank.load()
+        spare_what_stays()
         replica = LocalReplica(rank.engine, followers)
         stack.callback(replica.stop)
         yield replica
@@ -146,6 +149,7 @@ def _follow() -> None:
     rank = Rank(plan_from_json(job["plan"]), job["rank"], EngineConfig.of(job["config"]))
     rank.join(_LOOPBACK, job["port"], job["secret"])
     rank.load()
+    spare_what_stays()
     rank.follow()
     rank.close()
 

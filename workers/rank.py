@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from time import perf_counter
 
@@ -74,9 +73,6 @@ class Rank:
         finally:
             checkpoint.close()
             self.loading_s = perf_counter() - started
-            # What is there now stays: looking through it again and again would cost a step some milliseconds.
-            gc.collect()
-            gc.freeze()
 
     @property
     def engine(self) -> Engine:
@@ -135,5 +131,3 @@ class Rank:
         if self._context is not None:
             self._context.close()
         self._engine = self._draft = self._runner = self._context = self._store = None
-        gc.unfreeze()
-        gc.collect()

@@ -14,6 +14,7 @@ import ray
 from prometheus_client import generate_latest
 
 from partitioning.plan_json import plan_from_json
+from workers.garbage import spare_what_stays
 from workers.lifeline import Lifeline
 from workers.observation.log import LogConfig, set_up
 from workers.observation.metrics import RankMetrics
@@ -85,6 +86,7 @@ class RankActor:
 
     def load(self) -> int:
         read = self._rank.load()
+        spare_what_stays()
         log.info("weights loaded", extra={"bytes": read, "seconds": round(self._rank.loading_s or 0.0, 3)})
         return read
 
