@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,20 @@ import pytest
 from cluster.models import resolve_model
 from tests.tiny_models import make_tiny
 from tests.tiny_tokenizer import add_tiny_tokenizer
+from workers.observation.log import Lines
 
 # Whoever starts the tests in the background of a script has them ignore Ctrl-C, and what they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _logs_end_with_their_test() -> Iterator[None]:
+    """A command that runs in this process sets up logs, to a standard error that is closed after the test."""
+    yield
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler.formatter, Lines):
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,9 @@ _NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 def main(folder: Path, amx: bool) -> None:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    build = [str(python), "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", VERSION]
+    # Without pip's cache: it would take a wheel that was built with other flags.
+    options = ["--quiet", "--no-cache-dir", "--no-binary", "llama-cpp-python"]
+    build = [str(python), "-m", "pip", "install", *options, VERSION]
     flags = {} if amx else {"CFLAGS": _NO_AMX, "CXXFLAGS": _NO_AMX}
     subprocess.run(build, check=True, env={**os.environ, **flags, "CMAKE_ARGS": _CMAKE_ARGS})
     print(f"llama.cpp is in {folder}: pass --llama {python} to benchmarks/compare.py")
