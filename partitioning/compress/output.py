@@ -19,8 +19,17 @@ from partitioning.whole_files import write_whole
 
 _PROGRESS = "compression-progress.json"
 _HIDDEN = "compression-hidden.safetensors"
-COPIED: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-COPIED += ("chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer.model")
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
 
 
 def begun(folder: Path) -> bool:
@@ -58,15 +67,15 @@ class Output:
 
     def put_layer(self, tensors: Mapping[str, Tensor], hidden: Tensor | None) -> None:
         """Writes the next layer, and `hidden` for those that come after it."""
-        self._write(f"layer-{self.done:05}.safetensors", tensors)
+        write_tensors(self._folder / f"layer-{self.done:05}.safetensors", tensors)
         if hidden is not None:
-            self._write(_HIDDEN, {"hidden": hidden})
+            write_tensors(self._folder / _HIDDEN, {"hidden": hidden})
         self.done += 1
         self._note()
 
     def finish(self, ends: Mapping[str, Tensor], config: Mapping[str, Any], source: Path, recipe: str) -> None:
         """Writes what is beside the layers: `ends`, the index, `config`, the recipe and the tokenizer's files."""
-        self._write("ends.safetensors", ends)
+        write_tensors(self._folder / "ends.safetensors", ends)
         files: dict[str, str] = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             if path.name != _HIDDEN:
@@ -76,10 +85,7 @@ class Output:
         self._save(INDEX_NAME, json.dumps({"metadata": {"total_size": size}, "weight_map": files}, indent=2))
         self._save("config.json", json.dumps(config, indent=2))
         self._save("recipe.yaml", recipe)
-        if source.is_dir():
-            for name in COPIED:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, self._folder / name)
+        copy_tokenizer(source, self._folder)
         for name in (_HIDDEN, _PROGRESS):
             (self._folder / name).unlink(missing_ok=True)
 
@@ -89,6 +95,15 @@ class Output:
     def _save(self, name: str, text: str) -> None:
         write_whole(self._folder / name, f"{text}\n".encode())
 
-    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        contiguous = {n: tensor.cpu().contiguous() for n, tensor in tensors.items()}
-        write_whole(self._folder / name, save(contiguous, {"format": "pt"}))
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file that is whole or not there."""
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(file, save(contiguous, {"format": "pt"}))
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """What the Hugging Face folder `source` has of a tokenizer; nothing of a GGUF file."""
+    for name in _TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from partitioning.checkpoint.files import read_json_object
 from partitioning.checkpoint.safetensors_files import SINGLE_NAME
-from partitioning.compress.output import COPIED
+from partitioning.compress.output import copy_tokenizer, write_tensors
 from partitioning.distil.settings import DistilError
 from partitioning.whole_files import write_whole
 
@@ -48,7 +48,7 @@ class Folder:
     def save(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """One after the other: the number in a name says which file belongs to which progress."""
         name = f"step-{progress['step']}.safetensors"
-        write_whole(self.unfinished / name, save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}))
+        write_tensors(self.unfinished / name, tensors)
         write_whole(self.unfinished / _PROGRESS, json.dumps(dict(progress)).encode())
         for old in self.unfinished.glob("step-*.safetensors"):
             if old.name != name:
@@ -71,12 +71,8 @@ class Folder:
         plot: str,
     ) -> None:
         """Writes the checkpoint with the tokenizer's files of the folder `tokenizer`, the log and the plot."""
-        if tokenizer.is_dir():
-            for name in COPIED:
-                if (tokenizer / name).is_file():
-                    shutil.copyfile(tokenizer / name, self._out / name)
-        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        write_whole(self._out / SINGLE_NAME, save(contiguous, {"format": "pt"}))
+        copy_tokenizer(tokenizer, self._out)
+        write_tensors(self._out / SINGLE_NAME, tensors)
         write_whole(self._out / "config.json", json.dumps(dict(config), indent=2).encode())
         write_whole(self._out / LOG, json.dumps(dict(log), indent=1).encode())
         write_whole(self._out / "distillation.svg", plot.encode())

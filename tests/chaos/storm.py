@@ -26,7 +26,7 @@ from tests.chaos.network import NoNetworks, machines
 from tests.tiny_models import make_tiny
 from tests.tiny_tokenizer import add_tiny_tokenizer
 
-_SETTLE_S = 90.0  # until everything that was hurt is well again; Ray may take 30 s to miss a node
+_SETTLE_S = 90.0  # until everything that was hurt is well again
 _SKIPPED = 77  # exit code: such a network cannot be made here
 
 _SPEC = """
