@@ -14,6 +14,7 @@ from workers.model.kept_rows import FloatRows, Int8Rows
 from workers.model.layers import Attention, Block, Embedding, GatedMLP, Linear, Norm
 from workers.model.readers import Readers
 from workers.model.rope import RotaryTable
+from workers.model.sparse import without_zeros
 from workers.model.weights import LayerWeights, Matrix, WeightReader, stacked
 
 
@@ -49,8 +50,8 @@ class _Loader:
         return Block(
             attention_norm=self._norm(layer.attention_norm),
             attention=Attention(
-                qkv=Linear(self._matrix(layer.qkv), None if layer.qkv_bias is None else self._on(layer.qkv_bias)),
-                out=Linear(self._matrix(layer.out)),
+                qkv=Linear(self._product(layer.qkv), None if layer.qkv_bias is None else self._on(layer.qkv_bias)),
+                out=Linear(self._product(layer.out)),
                 norms=None
                 if layer.head_norms is None
                 else (self._norm(layer.head_norms[0]), self._norm(layer.head_norms[1])),
@@ -62,7 +63,7 @@ class _Loader:
             ),
             mlp_norm=self._norm(layer.mlp_norm),
             mlp=GatedMLP(
-                Linear(self._matrix(stacked([layer.gate, layer.up]))), Linear(self._matrix(layer.down)), self._group
+                Linear(self._product(stacked([layer.gate, layer.up]))), Linear(self._product(layer.down)), self._group
             ),
         )
 
@@ -84,6 +85,9 @@ class _Loader:
 
     def _norm(self, weight: Tensor) -> Norm:
         return Norm(self._on(weight), self._plan.model.norm_eps)
+
+    def _product(self, matrix: Matrix) -> Matrix:
+        return matrix.to(self._device) if isinstance(matrix, Quantised) else without_zeros(self._on(matrix))
 
     def _matrix(self, matrix: Matrix) -> Matrix:
         return matrix.to(self._device) if isinstance(matrix, Quantised) else self._on(matrix)

@@ -51,10 +51,11 @@ class Level:
 
 _AVX512 = Level(
     "avx512",
-    frozenset(("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "fma", "f16c", "bmi2")),
+    frozenset(("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "avx512_vbmi2",
+               "fma", "f16c", "bmi2")),
     (
-        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c",
-        "-mbmi2", "-mprefer-vector-width=512",
+        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi2",
+        "-mfma", "-mf16c", "-mbmi2", "-mprefer-vector-width=512",
     ),
 )  # fmt: skip
 _AMX = Level("amx", _AVX512.needs | {"amx_tile", "amx_bf16"}, (*_AVX512.flags, "-mamx-tile", "-mamx-bf16"))

@@ -6,12 +6,13 @@ import ctypes
 from ctypes import c_float, c_int, c_long, c_void_p
 
 _SIGNATURES = {
-    "phx_weight_new": (c_void_p, c_int, c_long, c_long, c_long, c_int),
+    "phx_weight_new": (c_void_p, c_int, c_long, c_long, c_long, c_long, c_int),
     "phx_weight_free": (None, c_void_p),
     "phx_weight_pack_f32": (None, c_void_p, c_void_p, c_long, c_long, c_long),
     "phx_weight_pack_bf16": (None, c_void_p, c_void_p, c_long, c_long, c_long),
     "phx_weight_pack_codes": (None, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_long),
     "phx_product": (None, c_void_p, c_void_p, c_long, c_void_p, c_int, c_long),
+    "phx_skips_zeros": (c_int,),
     "phx_in_matrix_registers": (c_int,),
     "phx_read": (c_float, c_void_p, c_long, c_int, c_long),
     "phx_stage_new": (c_void_p, c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_void_p),

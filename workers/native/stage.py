@@ -100,8 +100,8 @@ class NativeStage:
         self._failure: BaseException | None = None
         layers = (_Layer * len(rank.layers))(*map(self._layer, weights.layers()))
         ends = weights.ends()
-        head = self._packed(ends.head)
-        embedding = head if ends.embedding is ends.head else self._packed(ends.embedding)
+        head = self._packed(ends.head, sparse=False)
+        embedding = head if ends.embedding is ends.head else self._packed(ends.embedding, sparse=False)
         norm = None if ends.norm is None else self._vector(ends.norm)
         shape = self._shape(plan, rank, config)
         shape.beside = None if beside is None else beside._stage
@@ -192,12 +192,13 @@ class NativeStage:
             window=layer.window,
         )
 
-    def _packed(self, *parts: Matrix | None) -> int | None:
-        """The address of the packed matrix; None for one without rows or columns."""
+    def _packed(self, *parts: Matrix | None, sparse: bool = True) -> int | None:
+        """The address of the packed matrix; None for one without rows or columns. Rows of a `sparse` one cannot be
+        looked up."""
         matrices = [part for part in parts if part is not None]
         if not matrices or 0 in matrices[0].shape:
             return None
-        return self._keep(PackedWeight(self._native, matrices)).address
+        return self._keep(PackedWeight(self._native, matrices, sparse)).address
 
     def _vector(self, values: Tensor) -> int:
         return self._keep(padded_to_lanes(values) if values.dim() == 1 else values.float().contiguous()).data_ptr()

@@ -14,19 +14,23 @@ from workers.model.weights import Matrix
 LANES = 16  # outputs of a panel
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1}
 _CODES = {8: 2, 4: 3}
+_MOST_KEPT = 11 / 16  # of a sparse panel's values: a bit for each and these are three quarters of all
 
 
 class PackedWeight:
-    """A matrix, or several of one kind whose panels of 16 outputs take turns; lives as long as this object."""
+    """A matrix, or several of one kind whose panels of 16 outputs take turns; lives as long as this object. One of
+    bfloat16 may be `sparse`: then zeros are left out where that is quick and they are many; `kept` is how many values a
+    panel then has room for, else 0."""
 
-    def __init__(self, native: ctypes.CDLL, parts: Sequence[Matrix]) -> None:
+    def __init__(self, native: ctypes.CDLL, parts: Sequence[Matrix], sparse: bool = True) -> None:
         self._native = native
         first = parts[0]
         outputs, inputs = first.shape
         panels = -(-outputs // LANES) * len(parts)
         offsets = isinstance(first, Quantised) and first.offsets is not None
         kind = _CODES[first.bits] if isinstance(first, Quantised) else _FORMATS[first.dtype]
-        self.address: int | None = native.phx_weight_new(kind, outputs * len(parts), inputs, panels, offsets)
+        self.kept = _kept(parts) if sparse and native.phx_skips_zeros() else 0
+        self.address: int | None = native.phx_weight_new(kind, outputs * len(parts), inputs, panels, self.kept, offsets)
         if self.address is None:
             raise MemoryError(f"no memory for a weight of {panels * LANES} × {inputs} values")
         for number, part in enumerate(parts):
@@ -55,6 +59,19 @@ class PackedWeight:
             pack = native.phx_weight_pack_f32 if part.dtype == torch.float32 else native.phx_weight_pack_bf16
             values = part.contiguous()
             pack(self.address, values.data_ptr(), rows, first, step)
+
+
+def _kept(parts: Sequence[Matrix]) -> int:
+    """The most values beside zeros that a panel has; 0 where leaving zeros out would save too little."""
+    most = 0
+    for part in parts:
+        if isinstance(part, Quantised) or part.dtype != torch.bfloat16:
+            return 0
+        for begin in range(0, part.shape[0], LANES):
+            most = max(most, int(part[begin : begin + LANES].count_nonzero()))
+            if most > _MOST_KEPT * LANES * part.shape[1]:
+                return 0
+    return max(most, 1)
 
 
 def padded_to_lanes(vector: Tensor) -> Tensor:

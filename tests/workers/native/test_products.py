@@ -17,7 +17,8 @@ from workers.native.weights import PackedWeight
 
 ROWS = (1, 2, 3, 4, 5, 12, 13, 16, 29, 33)
 SIZES = ((1, 1), (15, 31), (16, 32), (17, 33), (50, 75), (96, 576), (33, 1), (1, 100))
-FORMS = ("float32", "bfloat16", "int8", "int4", "centred int4")
+FORMS = ("float32", "bfloat16", "2:4", "half zeros", "int8", "int4", "centred int4")
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "2:4": torch.bfloat16, "half zeros": torch.bfloat16}
 
 
 @pytest.fixture(scope="module", params=[level.name for level in LEVELS])
@@ -38,8 +39,8 @@ def native(request: pytest.FixtureRequest) -> ctypes.CDLL:
     return library
 
 
-def product(native: ctypes.CDLL, parts: list[Matrix], x: Tensor, threads: int) -> Tensor:
-    packed = PackedWeight(native, parts)
+def product(native: ctypes.CDLL, parts: list[Matrix], x: Tensor, threads: int, sparse: bool = True) -> Tensor:
+    packed = PackedWeight(native, parts, sparse)
     out = torch.empty(len(x), len(parts) * parts[0].shape[0])
     native.phx_product(packed.address, x.contiguous().data_ptr(), len(x), out.data_ptr(), threads, 1)
     return out
@@ -54,14 +55,20 @@ def weight(form: str, outputs: int, inputs: int, seed: int = 0) -> Matrix:
     if form == "centred int4":
         four = quantise(values, 4)
         return Quantised(4, four.codes, four.scales)
-    return values.to(getattr(torch, form))
+    if form == "2:4":
+        quads = torch.nn.functional.pad(values, (0, -inputs % 4)).view(outputs, -1, 4)
+        least = quads.abs().argsort(dim=2)[:, :, :2]
+        values = quads.scatter(2, least, 0.0).view(outputs, -1)[:, :inputs]
+    if form == "half zeros":
+        values = values.masked_fill(torch.rand(values.shape, generator=torch.Generator().manual_seed(seed)) < 0.5, -0.0)
+    return values.to(FLOATS[form])
 
 
 def rounded(x: Tensor, form: str) -> Tensor:
     """Activations as the format has them: float32, bfloat16, or 8 bits with a scale for every 32."""
     if form == "float32":
         return x
-    if form == "bfloat16":
+    if form in FLOATS:
         return x.bfloat16().float()
     groups = -(-x.shape[1] // GROUP)
     padded = torch.nn.functional.pad(x, (0, groups * GROUP - x.shape[1])).view(len(x), groups, GROUP)
@@ -84,10 +91,20 @@ def test_a_product_is_that_of_the_rounded_rows_and_the_weights(
         x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))
         expected = rounded(x, form) @ plain(matrix).T
         # A value half-way between two codes may go either way: one code of one value.
-        bound = 2e-6 * inputs if form in ("float32", "bfloat16") else x.abs().max() / 127 * plain(matrix).abs().max()
+        bound = 2e-6 * inputs if form in FLOATS else x.abs().max() / 127 * plain(matrix).abs().max()
         for threads in (1, 3):
             error = (product(native, [matrix], x, threads) - expected).abs().max()
             assert error <= bound + 1e-5, f"{rows} rows, {threads} threads"
+
+
+@pytest.mark.parametrize("form", ["2:4", "half zeros"])
+@pytest.mark.parametrize(("outputs", "inputs"), [*SIZES, (75, 577)])
+def test_zeros_that_are_left_out_change_no_bit(native: ctypes.CDLL, form: str, outputs: int, inputs: int) -> None:
+    matrix = weight(form, outputs, inputs)
+    for rows in ROWS:
+        x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))
+        left_out, stored = (product(native, [matrix], x, 2, sparse) for sparse in (True, False))
+        assert torch.equal(left_out, stored), f"{rows} rows"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -96,7 +113,7 @@ def test_products_of_more_rows_than_a_cache_holds(native: ctypes.CDLL, form: str
     x = torch.randn(1201, 577, generator=torch.Generator().manual_seed(1))
     expected = rounded(x, form) @ plain(matrix).T
     error = (product(native, [matrix], x, threads=2) - expected).abs().max()
-    assert error <= (2e-3 if form in ("float32", "bfloat16") else x.abs().max() / 127 * plain(matrix).abs().max())
+    assert error <= (2e-3 if form in FLOATS else x.abs().max() / 127 * plain(matrix).abs().max())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -125,3 +142,20 @@ def test_rows_of_zeros_and_extremes_stay_finite(native: ctypes.CDLL, form: str) 
 def test_some_level_fits_the_processors_that_this_is_for() -> None:
     if platform.machine() == "x86_64":
         assert any(level.needs <= processor_flags() for level in LEVELS)
+
+
+def test_zeros_take_no_memory_where_they_are_many_in_every_panel(native: ctypes.CDLL) -> None:
+    dense, half = weight("bfloat16", 50, 75), weight("half zeros", 50, 75)
+    assert isinstance(half, Tensor)
+    assert isinstance(dense, Tensor)
+    mixed = half.clone()
+    mixed[16:32] = dense[16:32]
+    kept = [PackedWeight(native, [matrix]).kept for matrix in (dense, mixed, half, torch.zeros_like(half))]
+    assert kept[:2] == [0, 0]
+    most = max(int(panel.count_nonzero()) for panel in half.split(16))
+    assert kept[2:] == ([most, 1] if native.phx_skips_zeros() else [0, 0])
+    assert PackedWeight(native, [half], sparse=False).kept == 0
+    assert PackedWeight(native, [half.float()]).kept == 0
+    x = torch.randn(3, 75, generator=torch.Generator().manual_seed(2))
+    for matrix in (mixed, torch.zeros_like(half)):
+        torch.testing.assert_close(product(native, [matrix], x, 1), rounded(x, "bfloat16") @ matrix.float().T)

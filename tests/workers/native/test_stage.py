@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from partitioning.checkpoint import open_checkpoint
@@ -101,6 +102,17 @@ def test_float32_logits_are_those_of_torch(native: ctypes.CDLL, tmp_path: Path, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_logits_differ_by_its_rounding_alone(native: ctypes.CDLL, tmp_path: Path, family: str) -> None:
     compare(native, plan_for(make_tiny(tmp_path, family), dtype="bfloat16"), tolerance=0.04)
+
+
+def test_a_pruned_model_differs_by_rounding_alone(native: ctypes.CDLL, tmp_path: Path) -> None:
+    path = make_tiny(tmp_path, "llama")
+    tensors = load_file(path / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.startswith("model.layers") and tensor.dim() == 2:
+            zeros = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(3)) < 0.5
+            tensors[name] = tensor.masked_fill(zeros, 0.0)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    compare(native, plan_for(path, dtype="bfloat16"), tolerance=0.04)
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])

@@ -5,6 +5,8 @@
 
 namespace phx {
 
+constexpr long AHEAD = 4096;  // bytes between what is used and what is fetched
+
 // Memory to fetch while a tile is computed: with every step over a cache line of weights, so many lines of it.
 struct Ahead {
     const char* at = nullptr;

@@ -11,6 +11,7 @@
 #include "ahead.h"
 #include "gemm_amx.h"
 #include "rows.h"
+#include "sparse.h"
 #include "team.h"
 
 namespace phx {
@@ -19,7 +20,6 @@ constexpr int TILE_PANELS = 2;
 // Up to here the time of a product is that of reading its weights; one tile has them all.
 constexpr long FEW_ROWS = std::min(4, TILE_ROWS_INT);
 static_assert(amx::FEWEST_ROWS > FEW_ROWS, "few rows are read as they lie without matrix registers");
-constexpr long AHEAD = 4096;                // bytes between what is used and what is fetched
 constexpr long BLOCK_BYTES = 384 << 10;     // activations that stay in the second-level cache beside the weights
 
 // R rows by C panels, kept in registers from the first input to the last.
@@ -42,9 +42,24 @@ PHX_INLINE void tile(const Rows<T>& a, long m, const Weight& w, long n, Ahead ah
     }
 }
 
+// The vectors of a dense panel, one after the other.
+template <class T> class DensePanel {
+  public:
+    DensePanel(const Weight& w, long n) : at_(reinterpret_cast<const T*>(w.panel(n))) {}
+    PHX_INLINE auto next() {
+        prefetch(reinterpret_cast<const char*>(at_) + AHEAD);
+        const auto vector = load_weights(at_);
+        at_ += LANES * PAIR<T>;
+        return vector;
+    }
+
+  private:
+    const T* at_;
+};
+
 // One panel for R rows, its inputs in U interleaved sums: one stream, and no sum waits for the one before.
-template <int R, int U, class T>
-PHX_INLINE void stream(const T* rows, const T* panel, long steps, F32 (&out)[R]) {
+template <int R, int U, class T, class Panel>
+PHX_INLINE void stream(const T* rows, Panel panel, long steps, F32 (&out)[R]) {
     constexpr long P = PAIR<T>;
     F32 acc[R][U];
     for (int r = 0; r < R; ++r)
@@ -52,14 +67,12 @@ PHX_INLINE void stream(const T* rows, const T* panel, long steps, F32 (&out)[R])
     long k = 0;
     for (; k + U <= steps; k += U) {
         for (int u = 0; u < U; ++u) {
-            const T* from = panel + (k + u) * LANES * P;
-            prefetch(reinterpret_cast<const char*>(from) + AHEAD);
-            const auto w = load_weights(from);
+            const auto w = panel.next();
             for (int r = 0; r < R; ++r) acc[r][u] = dot(acc[r][u], spread(rows + ((k + u) * R + r) * P), w);
         }
     }
     for (; k < steps; ++k) {
-        const auto w = load_weights(panel + k * LANES * P);
+        const auto w = panel.next();
         for (int r = 0; r < R; ++r) acc[r][0] = dot(acc[r][0], spread(rows + (k * R + r) * P), w);
     }
     for (int r = 0; r < R; ++r) {
@@ -78,8 +91,18 @@ struct Held {
 
 template <int R, class T, class Finish>
 PHX_INLINE void stream_panel(const Rows<T>& a, const Weight& w, long n, Finish& finish) {
+    constexpr int U = R == 1 ? 8 : 4;
+    const long steps = w.depth / PAIR<T>;
     F32 out[R];
-    stream<R, R == 1 ? 8 : 4>(a.data, reinterpret_cast<const T*>(w.panel(n)), w.depth / PAIR<T>, out);
+    if constexpr (std::is_same_v<T, bf16>) {
+        if (w.sparse()) {
+            stream<R, U>(a.data, SparsePanel(w, n), steps, out);
+        } else {
+            stream<R, U>(a.data, DensePanel<T>(w, n), steps, out);
+        }
+    } else {
+        stream<R, U>(a.data, DensePanel<T>(w, n), steps, out);
+    }
     for (int r = 0; r < R; ++r) finish(r, n * LANES, out[r]);
 }
 
@@ -189,6 +212,7 @@ void finish_tile(const A& a, long m, long rows, const Weight& w, long n, const A
 template <int C, class A, class Finish>
 void finish_block(const A& a, long first, long last, const Weight& w, long n, long next, Finish& finish) {
     if constexpr (std::is_same_v<A, Rows<bf16>>) {
+        if (w.sparse()) return finish_block<C>(a, first, last, dense_panels(w, n, C), n, -1, finish);
         if (a.lined) return amx::finish_block<C>(a, first, last, w, n, next, finish);
     }
     const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first < panels ? panels : 1;

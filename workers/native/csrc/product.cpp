@@ -67,6 +67,9 @@ void phx_product(const Weight* weight, const float* x, long rows, float* out, in
     }
 }
 
+// Whether zeros of bf16 weights are left out where they are many.
+int phx_skips_zeros() { return SKIPS_ZEROS; }
+
 // Whether batches of bf16 rows are multiplied in AMX's registers.
 int phx_in_matrix_registers() { return amx::usable(); }
 

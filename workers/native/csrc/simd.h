@@ -206,6 +206,39 @@ PHX_INLINE I32 spread_word(const void* p) {
 PHX_INLINE I32 spread(const bf16* p) { return spread_word(p); }
 PHX_INLINE I32 spread(const int8_t* p) { return spread_word(p); }
 
+// A vector of weights of which only those are stored, from p on, whose bits are set; the others are zero. Reads a whole
+// vector.
+PHX_INLINE I32 load_set(const bf16* p, uint32_t bits) {
+#if defined(__AVX512VBMI2__)
+    return _mm512_maskz_expand_epi16(bits, _mm512_loadu_si512(p));
+#else
+    bf16 values[2 * LANES] = {};
+    for (; bits != 0; bits &= bits - 1) values[__builtin_ctz(bits)] = *p++;
+    return load(reinterpret_cast<const int32_t*>(values));
+#endif
+}
+
+// Stores those of 32 weights from p on that are not zero, and says which.
+PHX_INLINE uint32_t store_set(bf16* p, const bf16* weights) {
+    constexpr bf16 MAGNITUDE = 0x7fff;
+#if defined(__AVX512VBMI2__)
+    const __m512i all = _mm512_loadu_si512(weights);
+    const uint32_t bits = _mm512_test_epi16_mask(all, _mm512_set1_epi16(MAGNITUDE));
+    alignas(LINE) bf16 set[2 * LANES];
+    _mm512_store_si512(set, _mm512_maskz_compress_epi16(bits, all));
+    std::memcpy(p, set, __builtin_popcount(bits) * sizeof(bf16));
+    return bits;
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < 2 * LANES; ++i) {
+        if ((weights[i] & MAGNITUDE) == 0) continue;
+        bits |= uint32_t(1) << i;
+        *p++ = weights[i];
+    }
+    return bits;
+#endif
+}
+
 PHX_INLINE F32 dot(F32 acc, F32 a, F32 b) { return fma(a, b, acc); }
 // acc + a.low * b.low + a.high * b.high in each lane.
 PHX_INLINE F32 dot(F32 acc, I32 a, I32 b) {

@@ -73,14 +73,31 @@ template <class T> void pack(Weight& w, const T* source, long rows, long first, 
     }
 }
 
+void pack_without_zeros(Weight& w, const bf16* source, long rows, long first, long step) {
+    constexpr long P = PAIR<bf16>;
+    Lines<bf16> values(w.depth * LANES);
+    Weight dense = w;
+    dense.kept = 0, dense.data = reinterpret_cast<char*>(values.data());
+    for (long begin = 0; begin < rows; begin += LANES) {
+        std::fill(values.begin(), values.end(), bf16(0));
+        pack<bf16>(dense, source + begin * w.inputs, std::min<long>(LANES, rows - begin), 0, 1);
+        uint32_t* bits = reinterpret_cast<uint32_t*>(w.data + (first + begin / LANES * step) * w.panel_bytes());
+        bf16* to = reinterpret_cast<bf16*>(bits + w.depth / P);
+        for (auto from = values.begin(); from != values.end(); from += P * LANES, ++bits) {
+            *bits = store_set(to, &*from);
+            to += __builtin_popcount(*bits);
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
 
-Weight* phx_weight_new(int format, long outputs, long inputs, long panels, int with_offsets) {
+Weight* phx_weight_new(int format, long outputs, long inputs, long panels, long kept, int with_offsets) {
     Owned w{};
     w.format = static_cast<Format>(format);
-    w.outputs = outputs, w.inputs = inputs, w.panels = panels;
+    w.outputs = outputs, w.inputs = inputs, w.panels = panels, w.kept = kept;
     w.depth = padded_inputs(w.format, inputs);
     const size_t codes = round_up(panels * w.panel_bytes(), 64);
     const size_t table = w.quantised() ? round_up(panels * w.groups() * LANES * sizeof(f16), 64) : 0;
@@ -105,6 +122,7 @@ void phx_weight_pack_f32(Weight* weight, const float* source, long rows, long fi
 }
 
 void phx_weight_pack_bf16(Weight* weight, const uint16_t* source, long rows, long first, long step) {
+    if (weight->sparse()) return pack_without_zeros(*weight, source, rows, first, step);
     pack<bf16>(*weight, source, rows, first, step);
 }
 

@@ -2,7 +2,8 @@
 //
 // A panel holds, for every PAIR of inputs, the 16 outputs' values side by side: [inputs / PAIR][16][PAIR]. Quantised
 // panels hold groups of 32 inputs, with one float16 scale (and offset) an output and group beside them. Outputs and
-// inputs are filled up with zeros to whole panels and groups.
+// inputs are filled up with zeros to whole panels and groups. A sparse panel is one of BFloat16 without its zeros: a bit
+// for every value, [inputs / 2] words of 32, then the values whose bits are set, one after the other.
 #pragma once
 
 #include "simd.h"
@@ -18,13 +19,16 @@ struct Weight {
     long outputs, inputs;  // as the layer means them
     long panels;
     long depth;            // inputs, filled up
+    long kept;             // values that a sparse panel has room for; 0: panels are dense
     char* data;
     f16* scales;    // [panels][groups][16], quantised formats only
     f16* offsets;   // the same, or null where codes are centred: then an offset is -scale * 2^(bits - 1)
 
+    bool sparse() const { return kept > 0; }
     bool quantised() const { return format == Format::Int8 || format == Format::Int4; }
     long groups() const { return depth / GROUP; }
     long panel_bytes() const {
+        if (sparse()) return round_up(depth / 2 * 4 + kept * 2, LINE);
         switch (format) {
             case Format::Float32: return depth * LANES * 4;
             case Format::BFloat16: return depth * LANES * 2;
@@ -55,8 +59,9 @@ inline long padded_inputs(Format format, long inputs) {
 
 // The C side; see workers/native/weights.py.
 extern "C" {
-// Null when there is no memory. `panels` may be more than `outputs` needs.
-phx::Weight* phx_weight_new(int format, long outputs, long inputs, long panels, int with_offsets);
+// Null when there is no memory. `panels` may be more than `outputs` needs. Of a bf16 weight's panels that have no more
+// than `kept` values beside zeros only these are stored; 0: all.
+phx::Weight* phx_weight_new(int format, long outputs, long inputs, long panels, long kept, int with_offsets);
 void phx_weight_free(phx::Weight* weight);
 // Row i of `rows` rows goes to lane i % 16 of panel first + i / 16 * step.
 void phx_weight_pack_f32(phx::Weight* weight, const float* source, long rows, long first, long step);
