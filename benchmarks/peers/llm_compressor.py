@@ -1,6 +1,6 @@
 """llm-compressor's checkpoint of a model, on the same calibration windows: what `phalanx compress` is held against.
 
-python benchmarks/peers/llm_compressor.py FOLDER WINDOWS.json OUT gptq|rtn|sparsegpt|wanda
+python benchmarks/peers/llm_compressor.py FOLDER WINDOWS.json OUT gptq|awq|rtn|sparsegpt|wanda
 
 In an environment of its own (`pip install llmcompressor`), as it pins other versions of transformers. WINDOWS.json is
 a list of lists of token ids.
@@ -19,18 +19,27 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
 from transformers import AutoModelForCausalLM
 
-FOUR = QuantizationArgs(num_bits=4, symmetric=True, strategy="group", group_size=64)
-GROUPS = {"group_0": QuantizationScheme(targets=["Linear"], weights=FOUR)}
+
+def groups(symmetric: bool) -> dict[str, QuantizationScheme]:
+    four = QuantizationArgs(num_bits=4, symmetric=symmetric, strategy="group", group_size=64)
+    return {"group_0": QuantizationScheme(targets=["Linear"], weights=four)}
 
 
 def main(folder: str, windows: Path, out: str, method: str) -> None:
     torch.set_num_threads(1)
+    # What AWQ looks at is pinned for an accelerator, which fails where there is none.
+    torch.Tensor.pin_memory = lambda tensor, device=None: tensor
     rows = json.loads(windows.read_text())
     recipe = {
-        "gptq": lambda: GPTQModifier(config_groups=GROUPS, ignore=["lm_head"], dampening_frac=0.01),
-        "rtn": lambda: QuantizationModifier(config_groups=GROUPS, ignore=["lm_head"]),
+        "gptq": lambda: GPTQModifier(config_groups=groups(symmetric=True), ignore=["lm_head"], dampening_frac=0.01),
+        "awq": lambda: [
+            AWQModifier(),
+            QuantizationModifier(config_groups=groups(symmetric=False), ignore=["lm_head"]),
+        ],
+        "rtn": lambda: QuantizationModifier(config_groups=groups(symmetric=True), ignore=["lm_head"]),
         "sparsegpt": lambda: SparseGPTModifier(sparsity=0.5, mask_structure="2:4", ignore=["re:.*lm_head"]),
         "wanda": lambda: WandaPruningModifier(sparsity=0.5, mask_structure="0:0", ignore=["re:.*lm_head"]),
     }[method]()

@@ -12,8 +12,10 @@
 namespace phx {
 
 // A thread whose core another program took is back within a millisecond or two. To sleep meanwhile costs more than that
-// time: a thread that wakes up late makes the others wait and sleep in their turn, at one meeting after the other.
-constexpr long PATIENT_NS = 2'000'000, IMPATIENT_NS = 2'000;
+// time: a thread that wakes up late makes the others wait and sleep in their turn, at one meeting after the other. One
+// that is not back by then shares its core with a program that is busy all the time, and has a turn of some milliseconds
+// at every meeting; for a while all sleep at once, as whoever has slept is let in before such a program.
+constexpr long PATIENT_NS = 2'000'000, IMPATIENT_NS = 2'000, CROWDED_NS = 500'000'000;
 
 Team::Team(int size, bool patient) : size_(size), spin_ns_(patient ? PATIENT_NS : IMPATIENT_NS) {
     for (int thread = 1; thread < size; ++thread) threads_.emplace_back(&Team::serve, this, thread);
@@ -43,8 +45,8 @@ void Team::barrier() {
         arrived_.store(0, std::memory_order_relaxed);
         next_.store(0, std::memory_order_relaxed);
         announce(phase_, resting_);
-    } else {
-        await(phase_, phase, resting_);
+    } else if (!await(phase_, phase, resting_) && spin_ns_ == PATIENT_NS) {
+        crowded_until_.store(now_ns() + CROWDED_NS, std::memory_order_relaxed);
     }
 }
 
@@ -59,14 +61,16 @@ void Team::serve(int thread) {
     }
 }
 
-void Team::await(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers) {
+bool Team::await(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers) {
     const auto changed = [&] { return word.load(std::memory_order_acquire) != old; };
-    if (spin_until(changed, spin_ns_)) return;
+    const bool crowded = now_ns() < crowded_until_.load(std::memory_order_relaxed);
+    if (spin_until(changed, crowded ? IMPATIENT_NS : spin_ns_)) return true;
     sleepers.fetch_add(1, std::memory_order_seq_cst);
     while (word.load(std::memory_order_seq_cst) == old) {
         syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, old, nullptr, nullptr, 0);
     }
     sleepers.fetch_sub(1, std::memory_order_relaxed);
+    return crowded;
 }
 
 void Team::announce(std::atomic<uint32_t>& word, std::atomic<int>& sleepers) {

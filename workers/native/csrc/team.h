@@ -33,11 +33,13 @@ class Team {
         return first;
     }
     void serve(int thread);
-    void await(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers);
+    // False where it took longer than a thread has patience for.
+    bool await(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers);
     void announce(std::atomic<uint32_t>& word, std::atomic<int>& sleepers);
 
     const int size_;
     const long spin_ns_;
+    std::atomic<long> crowded_until_{0};
     std::vector<std::thread> threads_;
     const std::function<void(int)>* work_ = nullptr;
     bool ending_ = false;
