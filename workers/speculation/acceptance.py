@@ -8,7 +8,7 @@ MOST = 15  # guesses for one token: a matrix product of 16 rows
 _START = 0.5
 _WEIGHT = 0.1  # of a new guess
 _SUREST = 0.98
-_PATIENCE = 32  # tokens without guesses before one more is tried
+_TRIES = 1 / 128  # of the time: what guesses that do not seem to be worth it may cost
 
 
 class Acceptance:
@@ -29,7 +29,7 @@ class Acceptance:
         if rate > price:
             return min(MOST, int(log(price) / log(rate)))
         self._idle += 1
-        return int(self._idle >= _PATIENCE and price < _SUREST)
+        return int(self._idle * _TRIES >= price and price < _SUREST)
 
     def learn(self, right: int, wrong: bool) -> None:
         """So many guesses were right, and then one was `wrong` or all were right."""

@@ -33,10 +33,12 @@ def test_dearer_rows_make_drafts_shorter() -> None:
 
 def test_a_sequence_that_guesses_badly_is_tried_again_from_time_to_time() -> None:
     acceptance = after(right=0, wrong=40)
-    tries = [acceptance.worth(0.2) for _ in range(40)]
+    tries = [acceptance.worth(0.25) for _ in range(40)]
     assert tries == [0] * 31 + [1] * 9, "until there is something to guess"
     acceptance.learn(0, wrong=True)
-    assert acceptance.worth(0.2) == 0
+    assert [acceptance.worth(0.25) for _ in range(31)] == [0] * 31
+    acceptance.learn(0, wrong=True)
+    assert [acceptance.worth(0.75) for _ in range(96)] == [0] * 95 + [1], "the dearer, the less often"
 
 
 def test_a_row_costs_what_it_is_measured_to_cost() -> None:
