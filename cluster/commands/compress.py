@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from cluster.commands import say
 from cluster.models import resolve_model
+from cluster.sole_writer import sole_writer
 
 if TYPE_CHECKING:
     from partitioning.compress.choice import Budget
@@ -29,6 +30,7 @@ _ZEROS_IN_BITS = (
 
 
 def compress(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A Hugging Face folder, a GGUF file or a known name.")],
     out: Annotated[Path, typer.Option(help="The folder to write; what an interrupted run left there is gone on with.")],
     recipe: Annotated[
@@ -65,6 +67,7 @@ def compress(
     budget = _budget(max_loss, memory, speed) if auto else None
     if not auto and (max_loss or memory or speed):
         raise typer.BadParameter("--max-loss, --memory and --speed are for --auto")
+    context.with_resource(sole_writer(out))
     # These import torch, which would make --help wait for seconds.
     import torch
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cluster.commands import say
 from cluster.models import resolve_model
+from cluster.sole_writer import sole_writer
 from partitioning.distil.settings import DistilError, Divergence, Interrupted, Settings
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _DTYPE_HELP = "Of products. auto: bfloat16 where the processor has instructions 
 
 
 def distil(
+    context: typer.Context,
     teacher: Annotated[str, typer.Argument(help="A Hugging Face folder, a GGUF file or a known name.")],
     out: Annotated[Path, typer.Option(help="The folder to write; what an interrupted run left there is gone on with.")],
     layers: Annotated[int | None, typer.Option(help="The student begins as so many of the teacher's layers.")] = None,
@@ -74,6 +76,7 @@ def distil(
         raise typer.BadParameter(
             f"{workers} workers cannot share {accumulate} batches a step: make --accumulate a multiple of --workers"
         )
+    context.with_resource(sole_writer(out))
     # These import torch, which would make --help wait for seconds.
     import torch
     from pydantic import ValidationError

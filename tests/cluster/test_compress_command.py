@@ -9,6 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from cluster.sole_writer import sole_writer
 from cluster.text import load_tokenizer
 from partitioning.checkpoint import open_checkpoint
 from partitioning.compress.recipe import CompressionError, read_recipe
@@ -97,3 +98,20 @@ def test_options_that_do_not_fit_are_refused(
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["compress", "--recipe", "w8a16-rtn"], ["distil", "--layers", "1"]], ids=lambda command: command[0]
+)
+def test_a_folder_that_another_command_writes_to_is_left_alone(
+    talking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name, *options = command
+    with sole_writer(tmp_path / "out"):
+        result = CliRunner().invoke(app, [name, str(talking), *options, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "another command is writing to" in result.output
+    assert not (tmp_path / "out").exists()
+    with sole_writer(tmp_path / "out"):
+        pass
