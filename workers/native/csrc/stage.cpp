@@ -113,7 +113,7 @@ template <class T, class S> class Stage final : public PhxStage {
             const int status = s.reducer.all_reduce(s.reducer.self, partial_.get(), tokens_ * width_);
             if (status != 0) status_ = status;
         }
-        team_.barrier();
+        team_.barrier(true);
         if (status_ != 0) return false;
         const long chunk = 16 * width_;
         const long all = tokens_ * width_;

@@ -35,7 +35,7 @@ void Team::run(const std::function<void(int)>& work) {
     barrier();
 }
 
-void Team::barrier() {
+void Team::barrier(bool apart) {
     if (size_ == 1) {
         next_.store(0, std::memory_order_relaxed);
         return;
@@ -45,7 +45,7 @@ void Team::barrier() {
         arrived_.store(0, std::memory_order_relaxed);
         next_.store(0, std::memory_order_relaxed);
         announce(phase_, resting_);
-    } else if (!await(phase_, phase, resting_) && spin_ns_ == PATIENT_NS) {
+    } else if (!await(phase_, phase, resting_) && !apart && spin_ns_ == PATIENT_NS) {
         crowded_until_.store(now_ns() + CROWDED_NS, std::memory_order_relaxed);
     }
 }

@@ -20,8 +20,9 @@ class Team {
     // Runs work(thread) on all threads; returns when all have ended.
     void run(const std::function<void(int)>& work);
 
-    // Waits for all threads; everything written before is seen after. Resets the counter that `claim` takes from.
-    void barrier();
+    // Waits for all threads; everything written before is seen after. Resets the counter that `claim` takes from. Where
+    // one of them waits for other processes meanwhile, `apart`, a long time tells nothing of how busy the cores are.
+    void barrier(bool apart = false);
 
     // The first of the next `count` pieces of the work since the last barrier.
     long claim(long count) { return size_ == 1 ? take(count) : next_.fetch_add(count, std::memory_order_relaxed); }
