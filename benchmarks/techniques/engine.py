@@ -41,10 +41,19 @@ def replica_of(row: Row, plan: Plan, max_len: int) -> Iterator[LocalReplica]:
         yield replica
 
 
-def generate(replica: LocalReplica, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[list[list[int]], Times]:
-    """Greedily, all at once, past the end of a text."""
-    sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
-    requests = [Request(number, prompt, len(prompt), sampling) for number, prompt in enumerate(prompts)]
+def generate(
+    replica: LocalReplica, prompts: Sequence[Sequence[int]], tokens: int, temperature: float = 0.0
+) -> tuple[list[list[int]], Times]:
+    """All at once, past the end of a text."""
+    requests = [
+        Request(
+            number,
+            prompt,
+            len(prompt),
+            SamplingParams(max_tokens=tokens, temperature=temperature, seed=number, ignore_eos=True),
+        )
+        for number, prompt in enumerate(prompts)
+    ]
     made: list[list[int]] = [[] for _ in prompts]
     times: Times = [[] for _ in prompts]
     started = perf_counter()

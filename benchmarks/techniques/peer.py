@@ -53,15 +53,18 @@ class Transformers:
                 ends = own[len(one.tokens) - one.samples : len(one.tokens)]
                 yield self._model.lm_head(ends).log_softmax(dim=1)
 
-    def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[list[list[int]], Times]:
-        """Greedily, all at once, from prompts of one length."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], tokens: int, temperature: float = 0.0
+    ) -> tuple[list[list[int]], Times]:
+        """All at once, from prompts of one length."""
+        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         ids, clock = torch.tensor(prompts), _Clock()
         made = self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
-            do_sample=False,
             pad_token_id=0,
+            **drawn,
             stopping_criteria=[clock],
         )
         return made[:, ids.shape[1] :].tolist(), [clock.times] * len(prompts)

@@ -24,14 +24,16 @@ _CACHE_TOKENS = 8192
 _SHARED, _OWN = 1008, 16  # tokens of prompts that begin alike
 _REPEATED = 160  # tokens of an answer that repeats its prompt
 
-Generate = Callable[[Sequence[Sequence[int]], int], tuple[list[list[int]], Times]]
+# What follows prompts, so many tokens of it, at a temperature.
+Generate = Callable[[Sequence[Sequence[int]], int, float], tuple[list[list[int]], Times]]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second of one stream (`decode`: of random tokens; `repeats`: of an answer that repeats its prompt) and
-    of 32 at once (`batch`); time to first token of 1,024 tokens (`ttft_s`) and of as many when another request had all
-    but 16 of them before (`ttft_again_s`). `joules` for each token of the batch; None where none are reported."""
+    """Tokens a second of one stream (`decode`: drawn at temperature 1 after random tokens; `repeats`: of an answer that
+    repeats its prompt) and of 32 at once (`batch`); time to first token of 1,024 tokens (`ttft_s`) and of as many when
+    another request had all but 16 of them before (`ttft_again_s`). `joules` for each token of the batch; None where
+    none are reported."""
 
     decode: float
     repeats: float
@@ -60,8 +62,10 @@ def speed_of(row: Row, path: Path, threads: int) -> Speed:
             replica = stack.enter_context(replica_of(row, plan, _MAX_LEN))
             vocab, weights = plan.model.vocab_size, sum(rank.weight_bytes for rank in plan.ranks)
 
-            def generate(prompts: Sequence[Sequence[int]], tokens: int) -> tuple[list[list[int]], Times]:
-                return ours(replica, prompts, tokens)
+            def generate(
+                prompts: Sequence[Sequence[int]], tokens: int, temperature: float
+            ) -> tuple[list[list[int]], Times]:
+                return ours(replica, prompts, tokens, temperature)
 
         return _measured(generate, vocab, tokenizer, weights)
 
@@ -70,11 +74,12 @@ def _measured(generate: Generate, vocab: int, tokenizer: Tokenizer, weights: int
     decode, prefill, batch = WORKLOADS
     meters = Meters()
     rates, joules = {}, None
-    generate(decode.token_ids(-1, vocab), 8)  # to warm up
+    generate(decode.token_ids(-1, vocab), 8, 1.0)  # to warm up
     for workload in WORKLOADS:
         prompts = workload.token_ids(0, vocab)
         meters.start()
-        _, times = generate(prompts, workload.output_tokens)
+        # Drawn, as the likeliest text that follows random tokens soon repeats itself.
+        _, times = generate(prompts, workload.output_tokens, 1.0)
         used = meters.joules()
         rates[workload.name] = measure(workload, times)
         if workload is batch and used is not None:
@@ -83,8 +88,8 @@ def _measured(generate: Generate, vocab: int, tokenizer: Tokenizer, weights: int
     shared, *own = ([rng.randrange(100, vocab) for _ in range(size)] for size in (_SHARED, _OWN, _OWN))
     again = 0.0
     for end in own:
-        again = generate([shared + end], 1)[1][0][0]
-    (answered,) = generate([_asking(tokenizer)], _REPEATED)[1]
+        again = generate([shared + end], 1, 0.0)[1][0][0]
+    (answered,) = generate([_asking(tokenizer)], _REPEATED, 0.0)[1]
     return Speed(
         decode=rates[decode.name].tokens_per_s,
         repeats=(_REPEATED - 1) / (answered[-1] - answered[0]),
