@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.speculation_texts import EDIT
@@ -61,11 +62,7 @@ def speed_of(row: Row, path: Path, threads: int) -> Speed:
             plan = plan_of(row, path, threads, _MAX_LEN, _CACHE_TOKENS)
             replica = stack.enter_context(replica_of(row, plan, _MAX_LEN))
             vocab, weights = plan.model.vocab_size, sum(rank.weight_bytes for rank in plan.ranks)
-
-            def generate(
-                prompts: Sequence[Sequence[int]], tokens: int, temperature: float
-            ) -> tuple[list[list[int]], Times]:
-                return ours(replica, prompts, tokens, temperature)
+            generate = partial(ours, replica)
 
         return _measured(generate, vocab, tokenizer, weights)
 

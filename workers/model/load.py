@@ -87,7 +87,8 @@ class _Loader:
         return Norm(self._on(weight), self._plan.model.norm_eps)
 
     def _product(self, matrix: Matrix) -> Matrix:
-        return matrix.to(self._device) if isinstance(matrix, Quantised) else without_zeros(self._on(matrix))
+        kept = self._matrix(matrix)
+        return kept if isinstance(kept, Quantised) else without_zeros(kept)
 
     def _matrix(self, matrix: Matrix) -> Matrix:
         return matrix.to(self._device) if isinstance(matrix, Quantised) else self._on(matrix)

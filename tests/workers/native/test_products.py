@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from partitioning.compress.recipe import Sparsify
+from partitioning.compress.surgeon import least_of
 from partitioning.quantised import GROUP, Quantised, quantise
 from workers.model.weights import Matrix
 from workers.native.build import LEVELS, BuildError, build, find_compiler, processor_flags
@@ -56,9 +58,8 @@ def weight(form: str, outputs: int, inputs: int, seed: int = 0) -> Matrix:
         four = quantise(values, 4)
         return Quantised(4, four.codes, four.scales)
     if form == "2:4":
-        quads = torch.nn.functional.pad(values, (0, -inputs % 4)).view(outputs, -1, 4)
-        least = quads.abs().argsort(dim=2)[:, :, :2]
-        values = quads.scatter(2, least, 0.0).view(outputs, -1)[:, :inputs]
+        whole = torch.nn.functional.pad(values, (0, -inputs % 4))
+        values = whole.masked_fill(least_of(whole.abs(), Sparsify(pattern="2:4")), 0.0)[:, :inputs]
     if form == "half zeros":
         values = values.masked_fill(torch.rand(values.shape, generator=torch.Generator().manual_seed(seed)) < 0.5, -0.0)
     return values.to(FLOATS[form])
