@@ -121,7 +121,7 @@ def test_quantised_weights_differ_by_the_rounding_of_activations_alone(
     native: ctypes.CDLL, tmp_path: Path, family: str, weights: str
 ) -> None:
     path = make_tiny(tmp_path, family)
-    compare(native, plan_for(path, dtype="bfloat16", weights=weights), tolerance=0.05)
+    compare(native, plan_for(path, dtype="bfloat16", weights=weights), tolerance=0.08)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "attention_amx.h"
 #include "attention_int8.h"
@@ -14,8 +15,8 @@
 
 namespace phx {
 
-constexpr long PIECE = 8;       // tiles whose scores are held at once
-constexpr long QUERY_ROWS = 48; // query tokens × heads that share one pass over the keys
+constexpr long PIECE = 4;       // tiles whose scores are held at once
+constexpr long QUERY_ROWS = 96; // query tokens × heads that share one pass over the keys
 
 // A sequence's part of the batch: `count` tokens from `first` on, the first of them at `position`.
 struct Chunk {
@@ -133,48 +134,60 @@ void mix_rows(const T* weights, long stride, const T* const* values, const T* co
     }
 }
 
-// A pass's queries, its softmax's weights, and their products with a cache of the same type.
+// A pass's queries, its softmax's weights, and their products with a cache of the same type. Rows are taken `at_once(rows)`
+// at a time: scores and weights are those of the rows [begin, end) of such a group.
 template <class T> class FloatProducts {
   public:
-    FloatProducts(long rows, long depth, long keys) : queries_(rows * depth), weights_(rows * keys), depth_(depth), keys_(keys) {}
+    FloatProducts(long rows, long depth, long keys)
+        : queries_(rows * depth), weights_(rows * keys), joined_(keys * depth), depth_(depth), keys_(keys) {}
+
+    // Whether a pass, or a group that ends with this row, is done in matrix registers.
+    static bool in_matrix_registers(long rows) {
+        return std::is_same_v<T, bf16> && rows >= amx::FEWEST_PASS_ROWS && amx::usable();
+    }
+    static long at_once(long rows) { return in_matrix_registers(rows) ? amx::HEIGHT : rows; }
 
     // `count` rows from `row` on.
     void take(long row, const T* queries, long count) {
         std::memcpy(queries_.data() + row * depth_, queries, count * depth_ * sizeof(T));
     }
-    // Scores of all rows, [rows, keys]. Here and in `mix`, tiles of `ahead` are fetched meanwhile.
-    void score(const T* const* keys, const T* const* ahead, long tiles, long rows, float* scores) const {
-        constexpr int R = TILE_ROWS;
+    // What comes before the groups of a piece. Tiles of `ahead` are fetched here, or in `score` and `mix`.
+    void meet(const T* const* values, const T* const* ahead_keys, const T* const* ahead_values, long tiles, long rows) {
         if constexpr (std::is_same_v<T, bf16>) {
-            if (in_matrix_registers(rows)) {
-                return amx::score(queries_.data(), keys, ahead, tiles, rows, depth_, scores, keys_);
-            }
+            if (!in_matrix_registers(rows)) return;
+            amx::join(values, tiles, depth_, joined_.data());
+            amx::fetch_tiles(ahead_keys, tiles, depth_);
+            amx::fetch_tiles(ahead_values, tiles, depth_);
         }
+    }
+    // scores [end - begin, keys]
+    void score(const T* const* keys, const T* const* ahead, long tiles, long begin, long end, float* scores) const {
+        constexpr int R = TILE_ROWS;
+        const T* queries = queries_.data() + begin * depth_;
+        if constexpr (std::is_same_v<T, bf16>) {
+            if (in_matrix_registers(end)) return amx::score(queries, keys, tiles, depth_, scores, keys_);
+        }
+        const long rows = end - begin;
         long t = 0;
         for (; t + 2 <= tiles; t += 2) {
-            score_rows<R, 2>(queries_.data(), rows, depth_, keys + t, ahead + t, scores + t * TILE, keys_);
+            score_rows<R, 2>(queries, rows, depth_, keys + t, ahead + t, scores + t * TILE, keys_);
         }
-        if (t < tiles) score_rows<R, 1>(queries_.data(), rows, depth_, keys + t, ahead + t, scores + t * TILE, keys_);
+        if (t < tiles) score_rows<R, 1>(queries, rows, depth_, keys + t, ahead + t, scores + t * TILE, keys_);
     }
-    // A row's weights of a tile's values; then, that it has those of all tiles.
-    PHX_INLINE void weigh(long row, long tile, F32 weight, const T*) {
-        store_as(weights_.data() + row * keys_ + tile * TILE, weight);
-    }
+    // Where a row's weights go, one tile's after the other; then, that all are there.
+    T* weights(long row) { return weights_.data() + row * keys_; }
+    PHX_INLINE static void weigh(T* to, F32 weight, const T*) { store_as(to, weight); }
     void weighed(long, long) {}
-    // out [rows, depth] += weights · values
-    void mix(const T* const* values, const T* const* ahead, long tiles, long rows, float* out) const {
+    // out [end - begin, depth] += weights · values
+    void mix(const T* const* values, const T* const* ahead, long tiles, long begin, long end, float* out) const {
         if constexpr (std::is_same_v<T, bf16>) {
-            if (in_matrix_registers(rows)) {
-                return amx::mix(weights_.data(), keys_, values, ahead, tiles, rows, depth_, out);
-            }
+            if (in_matrix_registers(end)) return amx::mix(weights_.data() + begin * keys_, keys_, joined_.data(), tiles, depth_, out);
         }
-        mix_rows<TILE_ROWS>(weights_.data(), keys_, values, ahead, tiles, rows, depth_, out);
+        mix_rows<TILE_ROWS>(weights_.data(), keys_, values, ahead, tiles, end - begin, depth_, out);
     }
 
   private:
-    static bool in_matrix_registers(long rows) { return rows >= amx::FEWEST_PASS_ROWS && amx::usable(); }
-
-    Lines<T> queries_, weights_;
+    Lines<T> queries_, weights_, joined_;
     const long depth_, keys_;
 };
 
@@ -183,13 +196,13 @@ template <class S> using ProductsWith = std::conditional_t<Cache<S>::SCALED, Int
 // A thread's room for one piece of work.
 template <class S> struct AttentionScratch {
     ProductsWith<S> products;
-    Lines<float> scores, out, maximum, total;
+    Lines<float> scores, out, maximum, total, totals;  // totals: [rows, 16] of what `total` will be
     // Room for whole tiles of matrix registers.
     AttentionScratch(long rows, long depth) : AttentionScratch(round_up(rows, amx::HEIGHT), depth, PIECE * TILE) {}
 
   private:
     AttentionScratch(long rows, long depth, long keys)
-        : products(rows, depth, keys), scores(rows * keys), out(rows * depth), maximum(rows), total(rows) {}
+        : products(rows, depth, keys), scores(rows * keys), out(rows * depth), maximum(rows), total(rows), totals(rows * LANES) {}
 };
 
 // Infinity for the first 16, -infinity for the others.
@@ -211,6 +224,51 @@ PHX_INLINE void hide(float* scores, long first_key, long keys, long position, lo
     for (long i = 0; i < begin; ++i) scores[i] = -std::numeric_limits<float>::infinity();
 }
 
+// How much the largest of a row's scores may have grown, in powers of 2, before its sums so far are scaled down to it.
+constexpr float GROWTH = 8;
+
+// Scores of rows [begin, end), 16 at most, of a group that begins with row `first` become weights: powers of 2 relative to
+// about their maximum so far.
+template <class S>
+PHX_INLINE void soften(const Piece<S>& piece, long first, long begin, long end, long depth, float scale, AttentionScratch<S>& s) {
+    const long stride = PIECE * TILE, tiles = piece.count;
+    const F32 factor = set1(scale), before = load(s.maximum.data() + begin);
+    F32 of_rows[LANES];
+    for (long r = 0; r < LANES; ++r) {
+        const float* scores = s.scores.data() + (std::min(begin + r, end - 1) - first) * stride;
+        of_rows[r] = load(scores);
+        for (long t = 1; t < tiles; ++t) of_rows[r] = max(of_rows[r], load(scores + t * TILE));
+    }
+    F32 best = largest_of(of_rows);
+    best = mul(best, factor);
+    const F32 growth = if_above(best, before, sub(best, before), zero());
+    if (any_above(growth, GROWTH)) {
+        alignas(LINE) float fades[LANES];
+        const F32 now = if_above(growth, set1(GROWTH), best, before);
+        store(fades, exp2(max(sub(before, now), set1(-126.0f))));
+        store(s.maximum.data() + begin, now);
+        for (long r = begin; r < end; ++r) {
+            const F32 fade = set1(fades[r - begin]);
+            store(s.totals.data() + r * LANES, mul(load(s.totals.data() + r * LANES), fade));
+            float* out = s.out.data() + r * depth;
+            for (long d = 0; d < depth; d += LANES) store(out + d, mul(load(out + d), fade));
+        }
+    }
+    for (long r = begin; r < end; ++r) {
+        const float *scores = s.scores.data() + (r - first) * stride, maximum = s.maximum[r];
+        const F32 shift = set1(maximum == -std::numeric_limits<float>::infinity() ? 0.0f : -maximum);
+        F32 total = load(s.totals.data() + r * LANES);
+        auto* to = s.products.weights(r);
+        for (long t = 0; t < tiles; ++t) {
+            const F32 p = exp2<EXP_TERMS<S>>(fma(load(scores + t * TILE), factor, shift));
+            s.products.weigh(to + t * TILE, p, piece.values[t]);
+            total = add(total, p);
+        }
+        s.products.weighed(r, tiles);
+        store(s.totals.data() + r * LANES, total);
+    }
+}
+
 // Leaves the unnormalised sums in scratch.out, [rows, depth], with their maxima and totals. `next` is the pass that this
 // thread will do after this one, or null.
 template <class T, class S>
@@ -225,10 +283,11 @@ void attend(const Pass& pass, const Pass* next, const Cache<S>& cache, const T* 
     }
     std::fill(s.out.begin(), s.out.begin() + rows * depth, 0.0f);
     std::fill(s.maximum.begin(), s.maximum.begin() + rows, -std::numeric_limits<float>::infinity());
-    std::fill(s.total.begin(), s.total.begin() + rows, 0.0f);
+    std::fill(s.totals.begin(), s.totals.begin() + rows * LANES, 0.0f);
     const long first_position = pass.chunk.position + pass.begin, last_position = pass.chunk.position + pass.end - 1;
-    const F32 factor = set1(scale * LOG2_E);  // maxima and exponents are those of powers of 2
-    const long pieces = pass.pieces();
+    const long pieces = pass.pieces(), at_once = s.products.at_once(rows);
+    std::optional<amx::PassShapes> shapes;
+    if (s.products.in_matrix_registers(rows)) shapes.emplace();
     Piece<S> piece, ahead;
     piece.find(pass, cache, 0, pieces);
     for (long number = 0; number < pieces; ++number, piece = ahead) {
@@ -247,45 +306,34 @@ void attend(const Pass& pass, const Pass* next, const Cache<S>& cache, const T* 
                 prefetch(ahead.values[t] + i);
             }
         }
-        s.products.score(piece.keys, ahead.keys, tiles, rows, s.scores.data());
-        for (long t = 0; t < tiles; ++t) {
-            const long in_block = (piece.first + t) % per_block * TILE;
-            const long first_key = (piece.first + t) / per_block * shape.block_size + in_block;
-            const long used = std::min(TILE, shape.block_size - in_block);
-            const bool in_window = window == 0 || first_key > last_position - window;
-            if (used == TILE && first_key + TILE <= first_position + 1 && in_window) continue;
-            for (long r = 0; r < rows; ++r) {
-                hide(s.scores.data() + r * stride + t * TILE, first_key, used, first_position + r / group, window);
-            }
-        }
-        for (long r = 0; r < rows; ++r) {
-            const float* scores = s.scores.data() + r * stride;
-            F32 best = load(scores);
-            for (long t = 1; t < tiles; ++t) best = max(best, load(scores + t * TILE));
-            const float maximum = std::max(s.maximum[r], largest(best) * scale * LOG2_E);
-            if (maximum == -std::numeric_limits<float>::infinity()) {  // nothing to see in this piece
-                for (long t = 0; t < tiles; ++t) s.products.weigh(r, t, zero(), piece.values[t]);
-                s.products.weighed(r, tiles);
-                continue;
-            }
-            const F32 shift = set1(-maximum);
-            F32 total = zero();
+        s.products.meet(piece.values, ahead.keys, ahead.values, tiles, rows);
+        const auto mix = [&](long begin) {
+            const long end = std::min(begin + at_once, rows);
+            s.products.mix(piece.values, ahead.values, tiles, begin, end, s.out.data() + begin * depth);
+        };
+        // One group's products are taken while the other's last stores, which they do not need, are on their way.
+        for (long begin = 0; begin < rows; begin += at_once) {
+            const long end = std::min(begin + at_once, rows);
+            s.products.score(piece.keys, ahead.keys, tiles, begin, end, s.scores.data());
+            if (begin > 0) mix(begin - at_once);
             for (long t = 0; t < tiles; ++t) {
-                const F32 p = exp2<EXP_TERMS<T>>(fma(load(scores + t * TILE), factor, shift));
-                s.products.weigh(r, t, p, piece.values[t]);
-                total = add(total, p);
+                const long in_block = (piece.first + t) % per_block * TILE;
+                const long first_key = (piece.first + t) / per_block * shape.block_size + in_block;
+                const long used = std::min(TILE, shape.block_size - in_block);
+                const bool in_window = window == 0 || first_key > last_position - window;
+                if (used == TILE && first_key + TILE <= first_position + 1 && in_window) continue;
+                for (long r = begin; r < end; ++r) {
+                    float* scores = s.scores.data() + (r - begin) * stride + t * TILE;
+                    hide(scores, first_key, used, first_position + r / group, window);
+                }
             }
-            s.products.weighed(r, tiles);
-            const float fade = s.maximum[r] == maximum ? 1.0f : std::exp2(s.maximum[r] - maximum);
-            s.total[r] = s.total[r] * fade + sum(total);
-            s.maximum[r] = maximum;
-            if (fade != 1.0f) {
-                float* out = s.out.data() + r * depth;
-                for (long d = 0; d < depth; d += LANES) store(out + d, mul(load(out + d), set1(fade)));
+            for (long r = begin; r < end; r += LANES) {
+                soften(piece, begin, r, std::min(r + LANES, end), depth, scale * LOG2_E, s);
             }
         }
-        s.products.mix(piece.values, ahead.values, tiles, rows, s.out.data());
+        mix((rows - 1) / at_once * at_once);
     }
+    for (long r = 0; r < rows; ++r) s.total[r] = sum(load(s.totals.data() + r * LANES));
 }
 
 }  // namespace phx

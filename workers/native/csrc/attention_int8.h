@@ -123,21 +123,27 @@ class Int8Products {
         }
     }
 
-    void score(const int8_t* const* keys, const int8_t* const* ahead, long tiles, long rows, float* scores) const {
+    void score(const int8_t* const* keys, const int8_t* const* ahead, long tiles, long begin, long end, float* scores) const {
+        scores -= begin * keys_;
         long t = 0;
         for (; t + 2 <= tiles; t += 2) {
-            in_tiles<ROWS>(0, rows, [&](auto r, long row) {
-                score_tiles<r.value, 2>(queries_, row, depth_, keys + t, (row ? keys : ahead) + t, scores + t * TILE, keys_);
+            in_tiles<ROWS>(begin, end, [&](auto r, long row) {
+                score_tiles<r.value, 2>(queries_, row, depth_, keys + t, (row > begin ? keys : ahead) + t, scores + t * TILE, keys_);
             });
         }
         if (t == tiles) return;
-        in_tiles<ROWS>(0, rows, [&](auto r, long row) {
-            score_tiles<r.value, 1>(queries_, row, depth_, keys + t, (row ? keys : ahead) + t, scores + t * TILE, keys_);
+        in_tiles<ROWS>(begin, end, [&](auto r, long row) {
+            score_tiles<r.value, 1>(queries_, row, depth_, keys + t, (row > begin ? keys : ahead) + t, scores + t * TILE, keys_);
         });
     }
 
-    PHX_INLINE void weigh(long, long tile, F32 weight, const int8_t* values) {
-        store(weight_.data() + tile * TILE, mul(weight, load(reinterpret_cast<const float*>(values + TILE * depth_))));
+    static long at_once(long rows) { return rows; }
+    static bool in_matrix_registers(long) { return false; }
+    void meet(const int8_t* const*, const int8_t* const*, const int8_t* const*, long, long) {}
+
+    float* weights(long) { return weight_.data(); }
+    PHX_INLINE void weigh(float* to, F32 weight, const int8_t* values) const {
+        store(to, mul(weight, load(reinterpret_cast<const float*>(values + TILE * depth_))));
     }
 
     void weighed(long row, long tiles) {
@@ -153,9 +159,10 @@ class Int8Products {
         }
     }
 
-    void mix(const int8_t* const* values, const int8_t* const* ahead, long tiles, long rows, float* out) const {
-        in_tiles<ROWS>(0, rows, [&](auto r, long row) {
-            const int8_t* const* next = row ? values : ahead;
+    void mix(const int8_t* const* values, const int8_t* const* ahead, long tiles, long begin, long end, float* out) const {
+        out -= begin * depth_;
+        in_tiles<ROWS>(begin, end, [&](auto r, long row) {
+            const int8_t* const* next = row > begin ? values : ahead;
             long dim = 0;
             for (; dim + 2 * LANES <= depth_; dim += 2 * LANES) {
                 mix_tile<r.value, 2>(weights_, row, values, next, tiles, depth_, dim, out);

@@ -41,8 +41,25 @@ PHX_INLINE F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
 PHX_INLINE F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 PHX_INLINE F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
 PHX_INLINE F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+PHX_INLINE F32 largest_of(const F32 (&x)[LANES]) {  // of each of 16
+    __m512 eight[8], four[4], two[2];
+    for (int i = 0; i < 8; ++i) {
+        eight[i] = max(_mm512_unpacklo_ps(x[i], x[i + 8]), _mm512_unpackhi_ps(x[i], x[i + 8]));
+    }
+    for (int i = 0; i < 4; ++i) {
+        four[i] = max(_mm512_unpacklo_ps(eight[i], eight[i + 4]), _mm512_unpackhi_ps(eight[i], eight[i + 4]));
+    }
+    for (int i = 0; i < 2; ++i) {
+        two[i] = max(_mm512_shuffle_f32x4(four[i], four[i + 2], 0x44), _mm512_shuffle_f32x4(four[i], four[i + 2], 0xee));
+    }
+    const __m512 one = max(_mm512_shuffle_f32x4(two[0], two[1], 0x88), _mm512_shuffle_f32x4(two[0], two[1], 0xdd));
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15), one);
+}
 PHX_INLINE float sum(F32 a) { return _mm512_reduce_add_ps(a); }
 PHX_INLINE float largest(F32 a) { return _mm512_reduce_max_ps(a); }
+PHX_INLINE F32 if_above(F32 a, F32 b, F32 then, F32 otherwise) {  // for each lane
+    return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), then);
+}
 PHX_INLINE bool any_above(F32 a, float limit) { return _mm512_cmp_ps_mask(a, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0; }
 PHX_INLINE I32 set1(int32_t x) { return _mm512_set1_epi32(x); }
 PHX_INLINE I32 load(const int32_t* p) { return _mm512_loadu_si512(p); }
@@ -108,6 +125,14 @@ PHX_INLINE float largest(F32 a) {
     float best = a.part[0][0];
     for (int i = 1; i < LANES; ++i) best = a.part[i / REGISTER][i % REGISTER] > best ? a.part[i / REGISTER][i % REGISTER] : best;
     return best;
+}
+PHX_INLINE F32 if_above(F32 a, F32 b, F32 then, F32 otherwise) {  // for each lane
+    PHX_EACH(F32, a.part[i] > b.part[i] ? then.part[i] : otherwise.part[i]);
+}
+PHX_INLINE F32 largest_of(const F32 (&x)[LANES]) {  // of each of 16
+    F32 all;
+    for (int i = 0; i < LANES; ++i) all.part[i / REGISTER][i % REGISTER] = largest(x[i]);
+    return all;
 }
 PHX_INLINE bool any_above(F32 a, float limit) { return largest(a) > limit; }
 PHX_INLINE I32 set1(int32_t x) { PHX_EACH(I32, x - NativeI{}); }
@@ -304,31 +329,32 @@ PHX_INLINE I32 high_nibbles(I32 x) {
 #endif
 }
 
-// 2^x for x <= 127, by a polynomial in what the nearest whole number leaves of x: with six terms after the first to about
-// 1e-7 relative, with four to 4e-5. Below 2^-126 it is about that.
-template <int TERMS = 6> PHX_INLINE F32 exp2(F32 x) {
-    constexpr float taylor[7] = {1.0f,          0.693147181f,   0.240226507f,  0.0555041087f,
-                                 0.00961812911f, 0.00133335581f, 0.000154035304f};
+// 2^x for x <= 127, -infinity included, by the polynomial in what x is above a whole number whose largest relative error
+// is least: 8e-8 with five terms after the first, 9e-5 with three.
+template <int TERMS = 5> PHX_INLINE F32 exp2(F32 x) {
+    static_assert(TERMS == 5 || TERMS == 3);
+    constexpr float five[] = {1.0f, 0.69315131f, 0.24016446f, 0.05579989f, 0.00901706f, 0.00186712f};
+    constexpr float three[] = {1.0f, 0.69511627f, 0.2276473f, 0.07706493f};
+    const float* terms = TERMS == 5 ? five : three;
+#if defined(__AVX512F__)
+    const F32 above = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
     x = max(x, set1(-126.0f));
-#if defined(__AVX512F__)
-    const F32 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-    const I32 n = to_int(x);
-    const F32 whole = to_float(n);
+    const I32 whole = to_int(sub(x, set1(0.5f)));
+    const F32 above = sub(x, to_float(whole));
 #endif
-    const F32 rest = sub(x, whole);
-    F32 p = set1(taylor[TERMS]);
-    for (int i = TERMS - 1; i >= 0; --i) p = fma(p, rest, set1(taylor[i]));
+    F32 p = set1(terms[TERMS]);
+    for (int i = TERMS - 1; i >= 0; --i) p = fma(p, above, set1(terms[i]));
 #if defined(__AVX512F__)
-    return _mm512_scalef_ps(p, whole);
+    return _mm512_scalef_ps(p, x);  // by the whole number below it
 #else
-    return as_float(add(as_int(p), shift_left<23>(n)));
+    return as_float(add(as_int(p), shift_left<23>(whole)));
 #endif
 }
 
 constexpr float LOG2_E = 1.44269504f;
 // As many terms as the type that the result is rounded to can tell from more.
-template <class T> constexpr int EXP_TERMS = sizeof(T) == 4 ? 6 : 4;
+template <class T> constexpr int EXP_TERMS = sizeof(T) == 4 ? 5 : 3;
 
 // 1 / x to about one unit in the last place, for x whose square is finite.
 PHX_INLINE F32 reciprocal(F32 x) {
