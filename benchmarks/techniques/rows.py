@@ -86,7 +86,7 @@ def _quantised(rule: Callable[[ModelSpec], Quantise]) -> Callable[[ModelSpec], R
 RECIPES: dict[str, Callable[[ModelSpec], Recipe]] = {
     "w8a8": _quantised(lambda _: Quantise(method="gptq", bits=8, group_size="channel", activations=8)),
     "w4-rtn": _quantised(lambda spec: Quantise(method="rtn", group_size=group_size(spec))),
-    "w4-gptq": _quantised(lambda spec: Quantise(method="gptq", group_size=group_size(spec))),
+    "w4-gptq": _quantised(lambda spec: Quantise(method="gptq", group_size=group_size(spec), search=True)),
     "w4-awq": _quantised(
         lambda spec: Quantise(method="awq", group_size=group_size(spec), symmetric=False, search=True)
     ),

@@ -151,7 +151,7 @@ def recipe_text(choice: Choice, budget: Budget, spec: ModelSpec, eight: float, s
     for bits, products in ((4, choice.four), (8, choice.eight)):
         if not products:
             continue
-        lines += [f"- method: gptq\n  bits: {bits}\n  group_size: {size}", "  matrices:"]
+        lines += [f"- method: gptq\n  bits: {bits}\n  group_size: {size}\n  search: true", "  matrices:"]
         for product in products:
             lines.append(f"  # {product.cost:.5f} nats in 4 bits, {product.weights / 1e6:.2f} million weights")
             lines += [f"  - {stem}" for stem in product.stems]

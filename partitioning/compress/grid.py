@@ -42,10 +42,11 @@ class Grid:
         return table.repeat_interleave(self.group, dim=1)
 
 
-def grid_of(weight: Tensor, rule: Quantise, stored: torch.dtype) -> Grid:
+def grid_of(weight: Tensor, rule: Quantise, stored: torch.dtype, importance: Tensor | None = None) -> Grid:
     """The grid over each group's range, or over the part of it that leaves the least squared error (`rule.search`).
 
-    weight float32 [rows, cols]; scales are rounded to `stored`, the type in which they will be.
+    weight float32 [rows, cols]; scales are rounded to `stored`, the type in which they will be. importance [cols]: what
+    a column's squared error counts.
     """
     group = weight.shape[1] if rule.group_size == "channel" else rule.group_size
     grouped = weight.view(len(weight), -1, group)
@@ -55,7 +56,10 @@ def grid_of(weight: Tensor, rule: Quantise, stored: torch.dtype) -> Grid:
         scale, zero = _range(grouped, rule, part)
         scale = scale.to(stored).float()
         made = Grid(rule.bits, group, scale, zero)
-        error = (made.values(made.codes(weight)) - weight).square().view(grouped.shape).sum(dim=2)
+        error = (made.values(made.codes(weight)) - weight).square()
+        if importance is not None:
+            error *= importance
+        error = error.view(grouped.shape).sum(dim=2)
         if least is None:
             least, scales, zeros = error, scale, zero
         else:

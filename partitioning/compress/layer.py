@@ -16,6 +16,7 @@ from partitioning.compress.surgeon import Pruning, least_of, operate, to_grid, t
 from partitioning.model_spec import ModelSpec
 
 _CHUNK = 4  # sequences at a time: the rest of the memory is the layer's and one matrix of moments
+_SEARCHED = 4  # sequences that AWQ's scales are tried on
 
 _QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
 _OUT, _DOWN = "self_attn.o_proj", "mlp.down_proj"
@@ -30,7 +31,7 @@ class SmallerLayer:
     def __init__(
         self, work: Work, spec: ModelSpec, number: int, window: int, weights: dict[str, Tensor], hidden: Tensor | None
     ) -> None:
-        self._work, self._spec, self._number = work, spec, number
+        self._work, self._spec, self._number, self._window = work, spec, number, window
         self._weights, self._hidden = weights, hidden
         self._layer = Layer(spec, window, weights)
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
@@ -40,13 +41,14 @@ class SmallerLayer:
         """The tensors to write, by their full names."""
         layer = self._layer
         self._drop_heads()
-        self._smooth(_QKV, layer.attention_inputs, "input_layernorm.weight")
+        self._smooth(_QKV, layer.attention_inputs, lambda new, x: new.out(new.attention(x)), "input_layernorm.weight")
         self._settle(_QKV, layer.attention_inputs)
         self._settle((_OUT,), self._attention)
         self._advance(lambda h: layer.out(self._attention(h)))
         self._drop_columns()
-        self._smooth((_DOWN,), self._columns, "mlp.up_proj.weight")
-        self._smooth(_GATE_UP, layer.mlp_inputs, "post_attention_layernorm.weight")
+        self._smooth((_DOWN,), self._columns, Layer.down, "mlp.up_proj.weight")
+        mlp = "post_attention_layernorm.weight"
+        self._smooth(_GATE_UP, layer.mlp_inputs, lambda new, x: new.down(new.columns(x)), mlp)
         self._settle(_GATE_UP, layer.mlp_inputs)
         self._settle((_DOWN,), self._columns)
         self._advance(lambda h: layer.down(self._columns(h)))
@@ -85,17 +87,32 @@ class SmallerLayer:
         for stem in _GATE_UP:
             self._weights[f"{stem}.weight"] = self._weights[f"{stem}.weight"][kept].contiguous()
 
-    def _smooth(self, stems: Sequence[str], inputs: Callable[[Tensor], Tensor], before: str) -> None:
-        """Scales the inputs of these matrices, where a rule wants that of all of them; `before` takes it back."""
+    def _smooth(
+        self,
+        stems: Sequence[str],
+        inputs: Callable[[Tensor], Tensor],
+        outputs: Callable[[Layer, Tensor], Tensor],
+        before: str,
+    ) -> None:
+        """Scales the inputs of these matrices, where a rule wants that of all of them, so that `outputs`, of a layer
+        with other matrices and those inputs, change least; `before` takes the scales back."""
         rules = {self._work.quantise.get(self._full(stem)) for stem in stems}
         rule = rules.pop()
         if rules or rule is None or rule.method != "awq":
             return
-        weights = self._weights
-        every = torch.cat([weights[f"{stem}.weight"] for stem in stems])
-        scales = smoothing(every, self._moments(inputs), rule, self._dtype)
-        for stem in stems:
-            weights[f"{stem}.weight"] = weights[f"{stem}.weight"] * scales
+        weights, names = self._weights, [f"{stem}.weight" for stem in stems]
+        assert self._hidden is not None
+        some = [inputs(chunk) for chunk in self._hidden[:: -(-len(self._hidden) // _SEARCHED)].split(_CHUNK)]
+        wanted = [outputs(self._layer, x) for x in some]
+
+        def loss(rounded: Sequence[Tensor]) -> float:
+            new = Layer(self._spec, self._window, weights | dict(zip(names, rounded, strict=True)))
+            return sum(float((outputs(new, x) - y).square().sum()) for x, y in zip(some, wanted, strict=True))
+
+        size = torch.stack([inputs(chunk).abs().flatten(0, 1).mean(dim=0) for chunk in self._hidden.split(1)]).mean(0)
+        scales = smoothing([weights[name] for name in names], size, rule, self._dtype, loss)
+        for name in names:
+            weights[name] = weights[name] * scales
         scaled = weights[before] / (scales if weights[before].dim() == 1 else scales[:, None])
         # Norms are stored as they are, and what follows has to see them so.
         weights[before] = scaled.to(self._dtype).float() if scaled.dim() == 1 else scaled
@@ -116,7 +133,7 @@ class SmallerLayer:
                 self.stored[f"{full}.weight"] = stored
                 self._weights[f"{stem}.weight"] = stored.float()
                 continue
-            grid = grid_of(weight, bits, self._dtype)
+            grid = grid_of(weight, bits, self._dtype, None if moments is None else moments.diagonal())
             if bits.method == "gptq":
                 assert moments is not None
                 settle = to_grid(grid) if zeros is None else to_kept(zeros, to_grid(grid))
@@ -144,7 +161,7 @@ class SmallerLayer:
 
 
 def _need_moments(sparse: Sparsify | None, bits: Quantise | None) -> bool:
-    return (sparse is not None and sparse.method != "magnitude") or (bits is not None and bits.method == "gptq")
+    return (sparse is not None and sparse.method != "magnitude") or (bits is not None and bits.method != "rtn")
 
 
 def _sparse(weight: Tensor, moments: Tensor | None, rule: Sparsify) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ class Calibration(_Part):
 class Quantise(_Part):
     """`group_size` inputs of an output share a scale, all of them where it is "channel". `activations` of 8 writes a
     W8A8 checkpoint, whose engine rounds activations to 8 bits for each token. `search`: try narrower ranges, and keep
-    the one of least squared error."""
+    the one of least squared error, weighed by the inputs' squares where the method looks at them."""
 
     matrices: tuple[str, ...] = ("*",)
     method: Literal["rtn", "gptq", "awq"] = "gptq"
@@ -96,7 +96,7 @@ class Recipe(_Part):
 
 NAMED = {
     "w4a16-rtn": Recipe(quantise=(Quantise(method="rtn"),)),
-    "w4a16-gptq": Recipe(quantise=(Quantise(method="gptq"),)),
+    "w4a16-gptq": Recipe(quantise=(Quantise(method="gptq", search=True),)),
     "w4a16-awq": Recipe(quantise=(Quantise(method="awq", symmetric=False, search=True),)),
     "w8a16-rtn": Recipe(quantise=(Quantise(method="rtn", bits=8),)),
     "w8a8": Recipe(quantise=(Quantise(method="gptq", bits=8, group_size="channel", activations=8),)),

@@ -3,6 +3,8 @@ that the operation before takes back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,20 +15,44 @@ _STEPS = 20
 _LEAST = 1e-4
 
 
-def smoothing(weight: Tensor, moments: Tensor, rule: Quantise, stored: torch.dtype) -> Tensor:
-    """The scales [inputs] for which `weight * scales`, rounded and divided by them again, changes the output least.
+def smoothing(
+    weights: Sequence[Tensor],
+    inputs: Tensor,
+    rule: Quantise,
+    stored: torch.dtype,
+    loss: Callable[[Sequence[Tensor]], float],
+) -> Tensor:
+    """The scales [inputs] for which `weights * scales`, rounded and divided by them again, lose least.
 
-    Of powers of the inputs' root mean square, as the paper's of their mean magnitude. weight [outputs, inputs];
-    moments [inputs, inputs], the mean of the inputs' products.
+    weights [outputs, inputs] of products that multiply the same inputs, whose mean magnitude `inputs` [inputs] is;
+    `loss` says what the model loses with other weights in their place.
     """
-    size = moments.diagonal().sqrt().clamp(min=_LEAST)
-    best, least = torch.ones_like(size), float("inf")
-    for step in range(_STEPS):
-        scales = size ** (step / _STEPS)
-        scales = scales / (scales.max() * scales.min()).sqrt()
-        grid = grid_of(weight * scales, rule, stored)
-        change = grid.values(grid.codes(weight * scales)) / scales - weight
-        error = float(((change @ moments) * change).sum())
-        if error < least:
-            best, least = scales, error
+    plain = rule.model_copy(update={"search": False})
+    best, least = torch.ones_like(inputs), float("inf")
+    for scales in _tried(weights, inputs, rule):
+        lost = loss([_rounded(weight * scales, plain, stored) / scales for weight in weights])
+        if lost < least:
+            best, least = scales, lost
     return best
+
+
+def _tried(weights: Sequence[Tensor], inputs: Tensor, rule: Quantise) -> Iterator[Tensor]:
+    """Powers of the inputs' magnitude, over the remaining power of the weights' (as in the authors' code)."""
+    yield torch.ones_like(inputs)
+    share = _shares(weights, rule)
+    for step in range(_STEPS):
+        ratio = step / (_STEPS - 1)
+        scales = (inputs**ratio / (share ** (1 - ratio) + _LEAST)).clamp(min=_LEAST)
+        yield scales / (scales.max() * scales.min()).sqrt()
+
+
+def _shares(weights: Sequence[Tensor], rule: Quantise) -> Tensor:
+    """[inputs] How large an input's weights are beside the largest of their groups, on average."""
+    every = torch.cat(list(weights)).abs()
+    grouped = every.view(len(every), -1, every.shape[1] if rule.group_size == "channel" else rule.group_size)
+    return (grouped / (grouped.amax(dim=2, keepdim=True) + 1e-6)).view(every.shape).mean(dim=0)
+
+
+def _rounded(weight: Tensor, rule: Quantise, stored: torch.dtype) -> Tensor:
+    grid = grid_of(weight, rule, stored)
+    return grid.values(grid.codes(weight))

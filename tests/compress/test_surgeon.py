@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
@@ -74,11 +76,26 @@ def test_zeros_chosen_on_little_text_lose_less_of_another_one_with_the_usual_dam
 def test_awq_loses_less_of_the_output_than_rounding_where_some_inputs_are_large() -> None:
     weight, x, _ = case()
     x[:, ::9] *= 10
-    moments, rule = x.T @ x / len(x), Quantise(method="awq", group_size=32)
-    scales = smoothing(weight, moments, rule, torch.float32)
+    rule = Quantise(method="awq", group_size=32)
+
+    def loss(rounded: Sequence[Tensor]) -> float:
+        return error(weight, rounded[0], x)
+
+    scales = smoothing([weight], x.abs().mean(dim=0), rule, torch.float32, loss)
     rounded, scaled = grid_of(weight, rule, torch.float32), grid_of(weight * scales, rule, torch.float32)
     made = scaled.values(scaled.codes(weight * scales)) / scales
     assert error(weight, made, x) < 0.8 * error(weight, rounded.values(rounded.codes(weight)), x)
+
+
+def test_awq_leaves_inputs_alone_where_no_scales_lose_less() -> None:
+    weight, x, _ = case()
+    plain = grid_of(weight, Quantise(group_size=32), torch.float32)
+    as_it_is = plain.values(plain.codes(weight))
+    rule = Quantise(method="awq", group_size=32)
+    scales = smoothing(
+        [weight], x.abs().mean(dim=0), rule, torch.float32, lambda made: float((made[0] - as_it_is).square().sum())
+    )
+    assert torch.equal(scales, torch.ones(len(scales)))
 
 
 def test_zeros_stay_zeros_when_they_are_quantised_after() -> None:
@@ -120,6 +137,15 @@ def test_searching_for_a_range_leaves_less_error() -> None:
     assert error(weight, searched.values(searched.codes(weight)), torch.eye(128)) < 0.95 * error(
         weight, plain.values(plain.codes(weight)), torch.eye(128)
     )
+
+
+def test_a_searched_range_is_that_of_the_columns_that_count() -> None:
+    weight, x, _ = case()
+    x[:, ::9] *= 10
+    importance, rule = x.square().mean(dim=0), Quantise(group_size=32, search=True)
+    plain, weighed = (grid_of(weight, rule, torch.float32, counts) for counts in (None, importance))
+    made = [grid.values(grid.codes(weight)) for grid in (plain, weighed)]
+    assert error(weight, made[1], x) < 0.95 * error(weight, made[0], x)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
