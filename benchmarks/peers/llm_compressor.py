@@ -1,6 +1,6 @@
 """llm-compressor's checkpoint of a model, on the same calibration windows: what `phalanx compress` is held against.
 
-python benchmarks/peers/llm_compressor.py FOLDER WINDOWS.json OUT gptq|awq|rtn|sparsegpt|wanda
+python benchmarks/peers/llm_compressor.py FOLDER WINDOWS.json OUT gptq|awq|rtn|fp8|sparsegpt|wanda
 
 In an environment of its own (`pip install llmcompressor`), as it pins other versions of transformers. WINDOWS.json is
 a list of lists of token ids.
@@ -40,6 +40,7 @@ def main(folder: str, windows: Path, out: str, method: str) -> None:
             QuantizationModifier(config_groups=groups(symmetric=False), ignore=["lm_head"]),
         ],
         "rtn": lambda: QuantizationModifier(config_groups=groups(symmetric=True), ignore=["lm_head"]),
+        "fp8": lambda: QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]),
         "sparsegpt": lambda: SparseGPTModifier(sparsity=0.5, mask_structure="2:4", ignore=["re:.*lm_head"]),
         "wanda": lambda: WandaPruningModifier(sparsity=0.5, mask_structure="0:0", ignore=["re:.*lm_head"]),
     }[method]()

@@ -37,7 +37,7 @@ def compress(
         str | None,
         typer.Option(
             help="What to do: a YAML file, or w4a16-gptq, w4a16-awq, w4a16-rtn, w8a16-rtn, w8a8, "
-            "2:4-sparsegpt, half-wanda."
+            "fp8, 2:4-sparsegpt, half-wanda."
         ),
     ] = None,
     calibration: Annotated[
@@ -109,7 +109,8 @@ def _report(out: Path, recipe: Recipe) -> None:
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     say(f"{out}: {size / 1e6:,.1f} MB. Serve it with: phalanx serve {out}")
     if recipe.sparsify:
-        say(_ZEROS_IN_BITS if recipe.quantise else _ZEROS)
+        kept = any(rule.type == "int" for rule in recipe.quantise)  # floats are expanded when they are loaded
+        say(_ZEROS_IN_BITS if kept else _ZEROS)
 
 
 def _budget(max_loss: str | None, memory: str | None, speed: str | None) -> Budget:

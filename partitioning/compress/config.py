@@ -88,15 +88,21 @@ def _group(rule: Quantise, targets: list[str]) -> dict[str, Any]:
         scope = {"strategy": "group", "group_size": rule.group_size}
     group: dict[str, Any] = {
         "targets": targets,
-        "format": "int-quantized" if rule.activations == 8 else "pack-quantized",
-        "weights": {"num_bits": rule.bits, "type": "int", "symmetric": rule.symmetric, **scope},
+        "format": _format(rule),
+        "weights": {"num_bits": rule.bits, "type": rule.type, "symmetric": rule.symmetric, **scope},
     }
     if rule.activations == 8:
         group["input_activations"] = {
             "num_bits": 8,
-            "type": "int",
+            "type": rule.type,
             "symmetric": True,
             "strategy": "token",
             "dynamic": True,
         }
     return group
+
+
+def _format(rule: Quantise) -> str:
+    if rule.activations == 8:
+        return f"{rule.type}-quantized"
+    return "pack-quantized" if rule.type == "int" else "naive-quantized"

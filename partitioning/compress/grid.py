@@ -1,4 +1,4 @@
-"""Weights on a grid of integers, and how `compressed-tensors` stores them."""
+"""Weights on a grid of integers or 8-bit floats, and how `compressed-tensors` stores them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from torch import Tensor
 
 from partitioning.compress.recipe import Quantise
 
+_FLOAT = torch.float8_e4m3fn
+_LARGEST = torch.finfo(_FLOAT).max
 _NARROWER = torch.linspace(1.0, 0.6, 21).tolist()  # ranges tried, as parts of the whole
 
 
 @dataclass(frozen=True)
 class Grid:
     """w = scales[row, col // group] * (code - zeros[row, col // group]); codes are from -2**(bits - 1) to
-    2**(bits - 1) - 1. Scales and zero points float32 [rows, groups], as they will be stored."""
+    2**(bits - 1) - 1, or E4M3 floats where `bits` is None. Scales and zero points float32 [rows, groups], as they will
+    be stored."""
 
-    bits: int
+    bits: int | None
     group: int
     scales: Tensor
     zeros: Tensor
@@ -28,13 +31,16 @@ class Grid:
         return scales * (self._codes(values, scales, zeros) - zeros)
 
     def codes(self, weight: Tensor) -> Tensor:
-        """int8 [rows, cols]"""
-        return self._codes(weight, self._wide(self.scales), self._wide(self.zeros)).to(torch.int8)
+        """int8 or float8_e4m3fn [rows, cols]"""
+        codes = self._codes(weight, self._wide(self.scales), self._wide(self.zeros))
+        return codes.to(_FLOAT if self.bits is None else torch.int8)
 
     def values(self, codes: Tensor) -> Tensor:
         return self._wide(self.scales) * (codes.float() - self._wide(self.zeros))
 
     def _codes(self, values: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+        if self.bits is None:
+            return (values / scales).clamp(-_LARGEST, _LARGEST).to(_FLOAT).float()
         half = 2 ** (self.bits - 1)
         return (values / scales + zeros).round().clamp(-half, half - 1)
 
@@ -48,6 +54,7 @@ def grid_of(weight: Tensor, rule: Quantise, stored: torch.dtype, importance: Ten
     weight float32 [rows, cols]; scales are rounded to `stored`, the type in which they will be. importance [cols]: what
     a column's squared error counts.
     """
+    bits = None if rule.type == "float" else rule.bits
     group = weight.shape[1] if rule.group_size == "channel" else rule.group_size
     grouped = weight.view(len(weight), -1, group)
     least: Tensor | None = None
@@ -55,7 +62,8 @@ def grid_of(weight: Tensor, rule: Quantise, stored: torch.dtype, importance: Ten
     for part in _NARROWER if rule.search else (1.0,):
         scale, zero = _range(grouped, rule, part)
         scale = scale.to(stored).float()
-        made = Grid(rule.bits, group, scale, zero)
+        scale = torch.where(scale > 0, scale, 1.0)  # float16 has no scale for the least of values
+        made = Grid(bits, group, scale, zero)
         error = (made.values(made.codes(weight)) - weight).square()
         if importance is not None:
             error *= importance
@@ -66,12 +74,12 @@ def grid_of(weight: Tensor, rule: Quantise, stored: torch.dtype, importance: Ten
             better = error < least
             least = torch.where(better, error, least)
             scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
-    return Grid(rule.bits, group, scales, zeros)
+    return Grid(bits, group, scales, zeros)
 
 
 def _range(grouped: Tensor, rule: Quantise, part: float) -> tuple[Tensor, Tensor]:
     """Scales and zero points [rows, groups] of a part of each group's range, which has zero in it."""
-    steps = 2**rule.bits - 1
+    steps = 2 * _LARGEST if rule.type == "float" else 2**rule.bits - 1
     low, high = part * grouped.amin(dim=2).clamp(max=0), part * grouped.amax(dim=2).clamp(min=0)
     if rule.symmetric:
         scale = 2 * torch.maximum(-low, high) / steps
@@ -86,7 +94,7 @@ def stored_tensors(stem: str, weight: Tensor, grid: Grid, rule: Quantise, stored
     """The tensors of a matrix whose values are on `grid`."""
     codes = grid.codes(weight)
     made = {f"{stem}.weight_scale": grid.scales.to(stored)}
-    if rule.activations == 8:
+    if rule.activations == 8 or rule.type == "float":
         return made | {f"{stem}.weight": codes}
     made |= {f"{stem}.weight_packed": _words(codes, rule.bits), f"{stem}.weight_shape": torch.tensor(weight.shape)}
     if not rule.symmetric:

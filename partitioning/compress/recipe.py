@@ -31,12 +31,14 @@ class Calibration(_Part):
 
 
 class Quantise(_Part):
-    """`group_size` inputs of an output share a scale, all of them where it is "channel". `activations` of 8 writes a
-    W8A8 checkpoint, whose engine rounds activations to 8 bits for each token. `search`: try narrower ranges, and keep
-    the one of least squared error, weighed by the inputs' squares where the method looks at them."""
+    """`group_size` inputs of an output share a scale, all of them where it is "channel". A `type` of float writes FP8,
+    E4M3 floats. `activations` of 8 writes a W8A8 checkpoint, whose engine rounds activations to 8 bits of that type for
+    each token. `search`: try narrower ranges, and keep the one of least squared error, weighed by the inputs' squares
+    where the method looks at them."""
 
     matrices: tuple[str, ...] = ("*",)
     method: Literal["rtn", "gptq", "awq"] = "gptq"
+    type: Literal["int", "float"] = "int"
     bits: Literal[4, 8] = 4
     group_size: Annotated[int, Field(ge=1)] | Literal["channel"] = 64
     symmetric: bool = True
@@ -46,9 +48,10 @@ class Quantise(_Part):
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
 
     @model_validator(mode="after")
-    def _activations_fit(self) -> Self:
-        if self.activations == 8 and (self.bits != 8 or self.group_size != "channel" or not self.symmetric):
-            raise ValueError("activations: 8 needs bits: 8, group_size: channel and symmetric: true")
+    def _of_outputs(self) -> Self:
+        for key, asked in (("type: float", self.type == "float"), ("activations: 8", self.activations == 8)):
+            if asked and (self.bits != 8 or self.group_size != "channel" or not self.symmetric):
+                raise ValueError(f"{key} needs bits: 8, group_size: channel and symmetric: true")
         return self
 
 
@@ -100,6 +103,7 @@ NAMED = {
     "w4a16-awq": Recipe(quantise=(Quantise(method="awq", symmetric=False, search=True),)),
     "w8a16-rtn": Recipe(quantise=(Quantise(method="rtn", bits=8),)),
     "w8a8": Recipe(quantise=(Quantise(method="gptq", bits=8, group_size="channel", activations=8),)),
+    "fp8": Recipe(quantise=(Quantise(method="rtn", type="float", bits=8, group_size="channel", activations=8),)),
     "2:4-sparsegpt": Recipe(sparsify=(Sparsify(method="sparsegpt", pattern="2:4"),)),
     "half-wanda": Recipe(sparsify=(Sparsify(method="wanda"),)),
 }

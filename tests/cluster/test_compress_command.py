@@ -50,6 +50,17 @@ def test_a_recipe_becomes_a_folder_that_talks(talking: Path, tmp_path: Path) -> 
     assert ours.chat_prompt(messages) == theirs.chat_prompt(messages)
 
 
+def test_zeros_under_floats_are_left_out_in_memory_as_those_of_weights_in_16_bits(
+    talking: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "sparsify: [{method: magnitude}]\nquantise: [{method: rtn, type: float, bits: 8, group_size: channel}]\n"
+    )
+    result = compress(talking, "--recipe", str(recipe), "--out", str(tmp_path / "out"))
+    assert "CPUs with AVX-512 leave zeros out" in result.output
+
+
 def test_auto_writes_a_recipe_beside_the_folder_and_follows_it(talking: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("It was the age of wisdom, it was the age of foolishness. " * 1200)
