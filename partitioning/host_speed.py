@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from platformdirs import user_cache_path
+from partitioning.cache import cache_folder
 
 _FORMAT = 1
 _ARRAY_BYTES = 256 << 20
@@ -46,7 +46,7 @@ def host_speed(cores: int, *, anew: bool = False, path: Path | None = None) -> H
     A file that is damaged or of another machine is measured and written again; one that cannot be written costs the
     second each time.
     """
-    path = path or user_cache_path("phalanx") / "host_speed.json"
+    path = path or cache_folder() / "host_speed.json"
     key = {"format": _FORMAT, "processor": _processor(), "cores": cores}
     if not anew:
         try:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cluster.models import KNOWN_MODELS, ModelError, pull
+from partitioning.cache import CacheError
 
 app = typer.Typer(help="Fetch and list the models that Phalanx knows by name.", no_args_is_help=True)
 
@@ -19,7 +20,7 @@ def pull_command(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(K
         raise typer.BadParameter(f"{name} is not a known model; known are: {', '.join(KNOWN_MODELS)}")
     try:
         path = pull(model)
-    except ModelError as error:
+    except (ModelError, CacheError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
     typer.echo(path)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.sole_writer import sole_writer
 from cluster.text import load_tokenizer
+from partitioning.cache import CacheError
 from partitioning.checkpoint import open_checkpoint
 from partitioning.compress.recipe import CompressionError, read_recipe
 from tests.tiny_gguf import make_tiny_gguf
@@ -117,7 +118,7 @@ def test_options_that_do_not_fit_are_refused(
 def test_a_folder_that_another_command_writes_to_is_left_alone(
     talking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PHALANX_CACHE", str(tmp_path / "cache"))
     name, *options = command
     with sole_writer(tmp_path / "out"):
         result = CliRunner().invoke(app, [name, str(talking), *options, "--out", str(tmp_path / "out")])
@@ -126,3 +127,13 @@ def test_a_folder_that_another_command_writes_to_is_left_alone(
     assert not (tmp_path / "out").exists()
     with sole_writer(tmp_path / "out"):
         pass
+
+
+def test_without_a_place_for_its_lock_it_says_how_to_name_one(
+    talking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("PHALANX_CACHE", str(tmp_path / "cache"))
+    result = compress(talking, "--recipe", "w8a16-rtn", "--out", str(tmp_path / "out"))
+    assert isinstance(result.exception, CacheError)
+    assert not (tmp_path / "out").exists()

@@ -133,3 +133,12 @@ def test_the_command_fails_with_the_reason_on_standard_error(index):
     unknown = CliRunner().invoke(app, ["pull", "nothing"])
     assert unknown.exit_code == 2
     assert "known are: smollm2" in unknown.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("PHALANX_CACHE", str(tmp_path / "cache"))
+    result = CliRunner().invoke(app, ["pull", "smollm2"])
+    assert result.exit_code == 1
+    assert "cannot be written (Not a directory)" in result.output
+    assert "PHALANX_CACHE" in result.output

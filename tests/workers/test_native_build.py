@@ -147,3 +147,14 @@ def test_the_switch_turns_it_off_without_a_word(
     finally:
         library.cache_clear()
     assert not caplog.records
+
+
+def test_the_library_is_kept_in_the_cache_or_the_error_says_how_to_name_another(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHALANX_CACHE", str(tmp_path / "cache"))
+    assert build(sources).parent.parent == tmp_path / "cache" / "native"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PHALANX_CACHE", str(tmp_path / "file"))
+    with pytest.raises(BuildError, match=r"cannot be kept: .*; PHALANX_CACHE can name another folder"):
+        build(sources)

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from partitioning.cache import PLACE, cache_folder
 
 SOURCES = Path(__file__).parent / "csrc"
 LIBRARY = "libphalanx.so"
@@ -117,10 +117,6 @@ def find_compiler() -> list[str]:
     raise BuildError(f"{missing}; install one (Debian and Ubuntu: apt-get install g++)")
 
 
-def cache_folder() -> Path:
-    return user_cache_path("phalanx") / "native"
-
-
 def build(sources: Path = SOURCES, cache: Path | None = None) -> Path:
     """The library's path, after compiling it if this is its first use. Safe to call from many processes at once.
 
@@ -139,7 +135,7 @@ def build(sources: Path = SOURCES, cache: Path | None = None) -> Path:
     compiler = find_compiler()
     level = next((level for level in levels[:-1] if _knows(compiler, level.flags)), levels[-1])
     flags = [*_FLAGS, *_accepted(compiler, level.flags)]
-    folder = (cache or cache_folder()) / f"{level.name}-{_key(sources, compiler, flags)}"
+    folder = (cache or cache_folder() / "native") / f"{level.name}-{_key(sources, compiler, flags)}"
     path = folder / LIBRARY
     if path.is_file():
         return path
@@ -149,9 +145,7 @@ def build(sources: Path = SOURCES, cache: Path | None = None) -> Path:
             if not path.is_file():
                 _compile(sources, compiler, flags, folder)
     except OSError as error:
-        raise BuildError(
-            f"the compiled library cannot be kept: {error}; XDG_CACHE_HOME can name another folder"
-        ) from error
+        raise BuildError(f"the compiled library cannot be kept: {error}; {PLACE} can name another folder") from error
     return path
 
 
