@@ -34,7 +34,7 @@ _STILL_S = 1.0  # of a step that takes longer, it is worth the time to ask torch
 # What may be under way between two ranks of a host. A result is some numbers for each running sequence, so it always
 # fits: the last stage must not wait for rank 0, which may be waiting to hand over hidden states.
 _CAPACITY = {_PLAN: 256 << 10, _HIDDEN: 2 << 20, _RESULT: 1 << 20}
-# A rank that waits looks for longer than another program takes its peer's core (see csrc/team.cpp), then sleeps; where
+# A rank that waits looks for longer than another program takes its peer's core (see csrc/wait.h), then sleeps; where
 # other ranks need its core, it sleeps almost at once.
 _SPIN_US, _CROWDED_SPIN_US = 2000.0, 2.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -192,6 +193,60 @@ def test_who_waits_uses_no_processor_time() -> None:
     on_every_rank(3, body)
     assert len(used) == 2
     assert max(used) < 0.1
+
+
+PATIENT_US = 2000.0  # of csrc/wait.h: whoever looks so long in vain says so on the board
+
+
+def board_of(path: Path) -> tuple[int, int]:
+    """How many sleep, and until when the cores count as crowded: the head of a shared file, csrc/meeting.h."""
+    with path.open("rb") as file:
+        sleepers, until = struct.unpack("<I4xq", file.read(16))
+    return sleepers, until
+
+
+def until_one_sleeps(path: Path) -> None:
+    while board_of(path)[0] == 0:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("operation", "late", "crowded"),
+    [
+        pytest.param(lambda group: group.all_reduce(torch.ones(3)), 1, True, id="sum"),
+        pytest.param(lambda group: group.all_gather(torch.ones(3)), 0, True, id="gather"),
+        pytest.param(
+            lambda group: group.broadcast(None if group.rank else torch.ones(1, dtype=torch.int32)), 0, False, id="work"
+        ),
+        pytest.param(lambda group: group.hand_out(torch.ones(3)), 0, False, id="of other hosts"),
+    ],
+)
+def test_who_sleeps_in_a_sum_takes_the_cores_for_crowded_but_who_waits_for_work_does_not(
+    operation: Callable[[SharedMemoryGroup], object], late: int, crowded: bool
+) -> None:
+    def run(rank: int) -> None:
+        group = SharedMemoryGroup(path, rank, 2, 30, PATIENT_US, SLOT)
+        if rank == late:
+            until_one_sleeps(path)
+        operation(group)
+        group.close()
+
+    with a_file(group_bytes(2, SLOT)) as path, ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+        assert (board_of(path)[1] != 0) == crowded
+
+
+def test_who_waits_for_another_stage_does_not_take_the_cores_for_crowded() -> None:
+    with a_file(channel_bytes(4096)) as path, ThreadPoolExecutor(1) as pool:
+        sender = SharedMemoryChannel(path, 4, 6, True, 4096, 30, PATIENT_US)
+        receiver = SharedMemoryChannel(path, 6, 4, False, 4096, 30, PATIENT_US)
+        receiving = pool.submit(receiver.receive, torch.empty(3))
+        until_one_sleeps(path)
+        sender.send(torch.ones(3))
+        assert torch.equal(receiving.result(), torch.ones(3))
+        assert board_of(path)[1] == 0
+        sender.close()
+        receiver.close()
 
 
 def test_a_channel_hands_over_messages_of_any_size_in_order() -> None:

@@ -58,7 +58,7 @@ int phx_channel_send(PhxChannel* channel, const void* message, long bytes) {
     for (long start = 0; start < bytes; start += channel->piece) {
         const long width = std::min(channel->piece, bytes - start);
         const uint32_t end = channel->at + static_cast<uint32_t>(width);
-        if (const int outcome = channel->meeting.await(RECEIVER, end - static_cast<uint32_t>(channel->capacity))) {
+        if (const int outcome = channel->meeting.await(RECEIVER, end - static_cast<uint32_t>(channel->capacity), true)) {
             return outcome;
         }
         channel->visit(start, width, [&](char* ring, long from, long count) {
@@ -74,7 +74,7 @@ int phx_channel_receive(PhxChannel* channel, void* message, long bytes) {
     for (long start = 0; start < bytes; start += channel->piece) {
         const long width = std::min(channel->piece, bytes - start);
         const uint32_t end = channel->at + static_cast<uint32_t>(width);
-        if (const int outcome = channel->meeting.await(SENDER, end)) return outcome;
+        if (const int outcome = channel->meeting.await(SENDER, end, true)) return outcome;
         channel->visit(start, width, [&](char* ring, long to, long count) {
             std::memcpy(static_cast<char*>(message) + to, ring, count);
         });

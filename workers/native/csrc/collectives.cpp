@@ -48,8 +48,8 @@ struct PhxGroup {
     char* slot(uint32_t operation, int owner) const {
         return mapping.address() + data_offset(size) + ((operation & 1) * size + owner) * slot_bytes;
     }
-    int begin() {
-        if (const int outcome = meeting.await_all(operation)) return outcome;
+    int begin(bool apart = false) {
+        if (const int outcome = meeting.await_all(operation, apart)) return outcome;
         ++operation;
         return MET;
     }
@@ -189,7 +189,7 @@ int phx_hand_out(PhxGroup* group, void* x, long bytes) {
         if (group->rank == 0) std::memcpy(slot, piece, width);
         group->publish();
         if (group->rank == 0) continue;
-        if (const int outcome = group->meeting.await(0, group->operation)) return outcome;
+        if (const int outcome = group->meeting.await(0, group->operation, true)) return outcome;
         std::memcpy(piece, slot, width);
     }
     return MET;
@@ -200,7 +200,7 @@ int phx_broadcast(PhxGroup* group, const int32_t** words, long* count) {
     const long room = group->slot_bytes / 4 - HEADER_WORDS;
     long done = 0, total = 0;
     do {  // an empty message is a message too
-        if (const int outcome = group->begin()) return outcome;
+        if (const int outcome = group->begin(true)) return outcome;
         int32_t* slot = reinterpret_cast<int32_t*>(group->slot(group->operation, 0));
         if (group->rank == 0) {
             total = *count;
@@ -212,7 +212,7 @@ int phx_broadcast(PhxGroup* group, const int32_t** words, long* count) {
             continue;
         }
         group->publish();
-        if (const int outcome = group->meeting.await(0, group->operation)) return outcome;
+        if (const int outcome = group->meeting.await(0, group->operation, true)) return outcome;
         std::memcpy(&total, slot, sizeof total);
         const long width = std::min(room, total - done);
         group->inbox.resize(total);

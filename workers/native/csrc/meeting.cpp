@@ -29,9 +29,9 @@ void Meeting::reach(uint32_t number) {
     }
 }
 
-int Meeting::await_all(uint32_t number) {
+int Meeting::await_all(uint32_t number, bool apart) {
     for (int peer = 0; peer < size_; ++peer) {
-        if (const int outcome = await(peer, number)) return outcome;
+        if (const int outcome = await(peer, number, apart)) return outcome;
     }
     return MET;
 }
@@ -41,16 +41,18 @@ void Meeting::abort() {
     ring(seat_);
 }
 
-int Meeting::wait(int peer, uint32_t number) {
+int Meeting::wait(int peer, uint32_t number, bool apart) {
     const long started = now_ns();
-    const int outcome = spin_or_sleep(peer, number);
+    const int outcome = spin_or_sleep(peer, number, apart);
     waited_ns_.store(waited_ns() + now_ns() - started, std::memory_order_relaxed);
     return outcome;
 }
 
-int Meeting::spin_or_sleep(int peer, uint32_t number) {
+int Meeting::spin_or_sleep(int peer, uint32_t number, bool apart) {
     if (aborted_.load(std::memory_order_relaxed)) return sleep(peer, number);
-    if (spin_until([&] { return has_reached(peer, number); }, spin_ns_)) return MET;
+    const long patience = board_->crowd.patience(spin_ns_);
+    if (spin_until([&] { return has_reached(peer, number); }, patience)) return MET;
+    if (!apart) board_->crowd.missed(patience);
     Seat& mine = seats_[seat_];
     mine.awaits.store(static_cast<uint32_t>(peer) + 1, std::memory_order_seq_cst);
     board_->sleepers.fetch_add(1, std::memory_order_seq_cst);

@@ -8,6 +8,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "wait.h"
+
 namespace phx {
 
 struct alignas(128) Seat {  // two cache lines, as processors fetch them in pairs
@@ -19,10 +21,12 @@ struct alignas(128) Seat {  // two cache lines, as processors fetch them in pair
 // Zeros are a valid beginning.
 struct alignas(128) Board {
     std::atomic<uint32_t> sleepers;
+    Crowd crowd;
 };
 
 static_assert(sizeof(Seat) == 128 && sizeof(Board) == 128, "this is the layout of a shared file");
-static_assert(std::atomic<uint32_t>::is_always_lock_free, "locks do not work between processes");
+static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<long>::is_always_lock_free,
+              "locks do not work between processes");
 
 enum Outcome { MET = 0, TIMED_OUT = 1, ABORTED = 2 };
 
@@ -45,11 +49,12 @@ class Meeting {
     // Says that this seat has reached `number`: whoever sees that sees everything written before.
     void reach(uint32_t number);
 
-    // Waits until `peer` has reached `number`, which may have wrapped around.
-    int await(int peer, uint32_t number) {
-        return has_reached(peer, number) ? MET : wait(peer, number);
+    // Waits until `peer` has reached `number`, which may have wrapped around. Where it does other work meanwhile, `apart`,
+    // a long time tells nothing of how busy the cores are.
+    int await(int peer, uint32_t number, bool apart = false) {
+        return has_reached(peer, number) ? MET : wait(peer, number, apart);
     }
-    int await_all(uint32_t number);
+    int await_all(uint32_t number, bool apart = false);
 
     // What this seat has reached.
     uint32_t reached() const { return seats_[seat_].reached.load(std::memory_order_relaxed); }
@@ -66,8 +71,8 @@ class Meeting {
     bool has_reached(int peer, uint32_t number) const {
         return static_cast<int32_t>(seats_[peer].reached.load(std::memory_order_acquire) - number) >= 0;
     }
-    int wait(int peer, uint32_t number);
-    int spin_or_sleep(int peer, uint32_t number);
+    int wait(int peer, uint32_t number, bool apart);
+    int spin_or_sleep(int peer, uint32_t number, bool apart);
     int sleep(int peer, uint32_t number);
     void ring(int seat);
 

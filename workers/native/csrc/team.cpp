@@ -11,12 +11,6 @@
 
 namespace phx {
 
-// A thread whose core another program took is back within a millisecond or two. To sleep meanwhile costs more than that
-// time: a thread that wakes up late makes the others wait and sleep in their turn, at one meeting after the other. One
-// that is not back by then shares its core with a program that is busy all the time, and has a turn of some milliseconds
-// at every meeting; for a while all sleep at once, as whoever has slept is let in before such a program.
-constexpr long PATIENT_NS = 2'000'000, IMPATIENT_NS = 2'000, CROWDED_NS = 500'000'000;
-
 Team::Team(int size, bool patient) : size_(size), spin_ns_(patient ? PATIENT_NS : IMPATIENT_NS) {
     for (int thread = 1; thread < size; ++thread) threads_.emplace_back(&Team::serve, this, thread);
 }
@@ -45,15 +39,15 @@ void Team::barrier(bool apart) {
         arrived_.store(0, std::memory_order_relaxed);
         next_.store(0, std::memory_order_relaxed);
         announce(phase_, resting_);
-    } else if (!await(phase_, phase, resting_) && !apart && spin_ns_ == PATIENT_NS) {
-        crowded_until_.store(now_ns() + CROWDED_NS, std::memory_order_relaxed);
+    } else {
+        await(phase_, phase, resting_, apart);
     }
 }
 
 void Team::serve(int thread) {
     uint32_t seen = 0;
     while (true) {
-        await(job_, seen, idle_);
+        await(job_, seen, idle_, true);
         ++seen;
         if (ending_) return;
         (*work_)(thread);
@@ -61,16 +55,16 @@ void Team::serve(int thread) {
     }
 }
 
-bool Team::await(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers) {
+void Team::await(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers, bool apart) {
     const auto changed = [&] { return word.load(std::memory_order_acquire) != old; };
-    const bool crowded = now_ns() < crowded_until_.load(std::memory_order_relaxed);
-    if (spin_until(changed, crowded ? IMPATIENT_NS : spin_ns_)) return true;
+    const long patience = crowd_.patience(spin_ns_);
+    if (spin_until(changed, patience)) return;
+    if (!apart) crowd_.missed(patience);
     sleepers.fetch_add(1, std::memory_order_seq_cst);
     while (word.load(std::memory_order_seq_cst) == old) {
         syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, old, nullptr, nullptr, 0);
     }
     sleepers.fetch_sub(1, std::memory_order_relaxed);
-    return crowded;
 }
 
 void Team::announce(std::atomic<uint32_t>& word, std::atomic<int>& sleepers) {

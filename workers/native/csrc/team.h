@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "wait.h"
+
 namespace phx {
 
 class Team {
@@ -34,13 +36,12 @@ class Team {
         return first;
     }
     void serve(int thread);
-    // False where it took longer than a thread has patience for.
-    bool await(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers);
+    void await(std::atomic<uint32_t>& word, uint32_t old, std::atomic<int>& sleepers, bool apart);
     void announce(std::atomic<uint32_t>& word, std::atomic<int>& sleepers);
 
     const int size_;
     const long spin_ns_;
-    std::atomic<long> crowded_until_{0};
+    Crowd crowd_;
     std::vector<std::thread> threads_;
     const std::function<void(int)>* work_ = nullptr;
     bool ending_ = false;
