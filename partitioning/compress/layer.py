@@ -102,14 +102,16 @@ class SmallerLayer:
             return
         weights, names = self._weights, [f"{stem}.weight" for stem in stems]
         assert self._hidden is not None
-        some = [inputs(chunk) for chunk in self._hidden[:: -(-len(self._hidden) // _SEARCHED)].split(_CHUNK)]
+        every = -(-len(self._hidden) // _SEARCHED)
+        some = [inputs(chunk) for chunk in torch.split(self._hidden[::every], _CHUNK)]
         wanted = [outputs(self._layer, x) for x in some]
 
         def loss(rounded: Sequence[Tensor]) -> float:
             new = Layer(self._spec, self._window, weights | dict(zip(names, rounded, strict=True)))
             return sum(float((outputs(new, x) - y).square().sum()) for x, y in zip(some, wanted, strict=True))
 
-        size = torch.stack([inputs(chunk).abs().flatten(0, 1).mean(dim=0) for chunk in self._hidden.split(1)]).mean(0)
+        sizes = [inputs(chunk).abs().mean(dim=(0, 1)) for chunk in torch.split(self._hidden, 1)]
+        size = torch.stack(sizes).mean(dim=0)
         scales = smoothing([weights[name] for name in names], size, rule, self._dtype, loss)
         for name in names:
             weights[name] = weights[name] * scales
