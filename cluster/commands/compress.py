@@ -89,11 +89,9 @@ def compress(
             if not begun(out):
                 if file.exists():
                     raise CompressionError(f"{file} is there already: use it with --recipe, or remove it")
-                from partitioning.compress.choice import MEASURED, automatic_recipe
-                from partitioning.compress.run import calibration_windows
+                from partitioning.compress.choice import automatic_recipe
 
-                windows = calibration_windows(tokens, MEASURED, checkpoint.spec.max_position)
-                file.write_text(automatic_recipe(checkpoint, windows, budget, torch.device(device), _bar))
+                file.write_text(automatic_recipe(checkpoint, tokens, budget, torch.device(device), _bar))
             say(f"{file} says which bits were chosen and why; edit it and use it with --recipe")
             wanted = read_recipe(str(file))
         run(checkpoint, path, wanted, tokens, out, torch.device(device), _bar)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import exp, log
 
 import torch
-from torch import Tensor
 
 from partitioning.checkpoint import Checkpoint
 from partitioning.compress.reader import ModelReader
 from partitioning.compress.recipe import Calibration, CompressionError, Quantise
+from partitioning.compress.run import calibration_windows
 from partitioning.compress.sensitivity import Product, Sensitivity
 from partitioning.costs import parameter_bytes
 from partitioning.model_spec import ModelSpec
@@ -42,22 +42,27 @@ class Choice:
 @torch.inference_mode()
 def automatic_recipe(
     checkpoint: Checkpoint,
-    windows: Tensor,
+    text: Sequence[int],
     budget: Budget,
     device: torch.device,
     progress: Callable[[Iterable[int], str], Iterable[int]],
 ) -> str:
-    """The text of a recipe, with the reasons as comments. `windows` [samples, tokens] are measured over.
+    """The text of a recipe, with the reasons as comments. `text` are the tokens of the calibration text, of which
+    little is measured over; the recipe asks for the usual amount, or for what there is.
 
     Raises:
-        CompressionError: no choice of bits keeps the budget.
+        CompressionError: no choice of bits keeps the budget, or the text is too short.
     """
     spec = checkpoint.spec
+    windows = calibration_windows(text, MEASURED, spec.max_position)
+    usual, longest = Calibration(), spec.max_position
+    tokens = min(usual.tokens, longest)
+    calibration = Calibration(samples=min(usual.samples, len(text) // tokens), tokens=tokens)
     sensitivity = Sensitivity(ModelReader(checkpoint, device), windows)
     size = group_size(spec)
     products = sensitivity.products(Quantise(method="rtn", bits=4, group_size=size), progress)
     eight = sensitivity.of_all(Quantise(method="rtn", bits=8, group_size=size))
-    return recipe_text(choose(products, eight, spec, budget), budget, spec, eight, size)
+    return recipe_text(choose(products, eight, spec, budget), budget, spec, eight, size, calibration)
 
 
 def group_size(spec: ModelSpec) -> int:
@@ -130,7 +135,9 @@ def _size(products: Sequence[Product], four: Sequence[Product], spec: ModelSpec)
     return _table_bytes(spec) + int(fours * 4.5 / 8 + eights * parameter_bytes("bfloat16", "int8").layer)
 
 
-def recipe_text(choice: Choice, budget: Budget, spec: ModelSpec, eight: float, size: int) -> str:
+def recipe_text(
+    choice: Choice, budget: Budget, spec: ModelSpec, eight: float, size: int, calibration: Calibration
+) -> str:
     """YAML that `read_recipe` reads."""
     wanted = f"perplexity may grow by {budget.loss:.2%} ({log(1 + budget.loss):.4f} nats)"
     if budget.bytes is not None:
@@ -146,6 +153,7 @@ def recipe_text(choice: Choice, budget: Budget, spec: ModelSpec, eight: float, s
         "# Zeros are not chosen: with half of its weights zero a product takes 9 bits a weight, more than in 8 bits,",
         "# and loses far more.",
         "# Move a line from one rule to the other to change its bits.",
+        f"calibration: {{samples: {calibration.samples}, tokens: {calibration.tokens}}}",
         "quantise:",
     ]
     for bits, products in ((4, choice.four), (8, choice.eight)):

@@ -11,12 +11,14 @@ from partitioning.checkpoint import open_checkpoint
 from partitioning.compress.choice import Budget, automatic_recipe, choose
 from partitioning.compress.reader import ModelReader
 from partitioning.compress.recipe import CompressionError, Quantise, applied, read_recipe
+from partitioning.compress.run import calibration_windows
 from partitioning.compress.sensitivity import Product, Sensitivity
 from tests.compress.test_checkpoints import quietly
 from tests.tiny_models import make_tiny
 from tests.tiny_quantised import SIZES
 
 WINDOWS = torch.randint(0, 307, (2, 48), generator=torch.Generator().manual_seed(5))
+TEXT = torch.randint(0, 307, (1300,), generator=torch.Generator().manual_seed(6)).tolist()
 FOUR = Quantise(method="rtn", bits=4, group_size=32)
 
 
@@ -64,10 +66,12 @@ def test_what_costs_least_for_its_size_gets_four_bits_until_the_budget_is_kept(t
 def test_the_recipe_can_be_read_and_covers_every_matrix_once(tiny: Path, tmp_path: Path, budget: Budget) -> None:
     with open_checkpoint(tiny) as checkpoint:
         spec = checkpoint.spec
-        text = automatic_recipe(checkpoint, WINDOWS, budget, torch.device("cpu"), quietly)
+        text = automatic_recipe(checkpoint, TEXT, budget, torch.device("cpu"), quietly)
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    work = applied(read_recipe(str(file)), spec, spec)
+    recipe = read_recipe(str(file))
+    calibration_windows(TEXT, recipe.calibration, spec.max_position)  # which refuses what the text is too short for
+    work = applied(recipe, spec, spec)
     assert len(work.quantise) == 21
     assert text.startswith(f"# For {spec.name}: perplexity may grow by")
     assert text.count("nats in 4 bits") == 12
@@ -81,4 +85,4 @@ def test_the_recipe_can_be_read_and_covers_every_matrix_once(tiny: Path, tmp_pat
 def test_widths_without_a_usual_group_are_refused_with_the_remedy(tiny: Path, tmp_path: Path) -> None:
     folder = make_tiny(tmp_path, "llama")
     with open_checkpoint(folder) as checkpoint, pytest.raises(CompressionError, match="group_size: channel"):
-        automatic_recipe(checkpoint, WINDOWS, Budget(loss=1.0), torch.device("cpu"), quietly)
+        automatic_recipe(checkpoint, TEXT, Budget(loss=1.0), torch.device("cpu"), quietly)
