@@ -143,7 +143,7 @@ def read(stage: Stage, windows: np.ndarray) -> Reading:
     """
     lost, likeliest, logprobs = 0.0, [], []
     for step, next_tokens in zip(_steps(windows), windows.T[1:], strict=True):
-        logits = stage.run(step, None, False).logits  # [sequences, vocabulary]
+        logits = stage.run(step, None, None).logits  # [sequences, vocabulary]
         assert logits is not None
         targets = torch.from_numpy(next_tokens.astype(np.int64))
         lost += float(torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum"))

@@ -53,7 +53,7 @@ class _Reader:
     def __init__(self, plan: Plan, stage: Stage, layers: int | None, sampling: SamplingParams) -> None:
         self._stage, self._layers, self._sampling = stage, layers, sampling
         vocab = plan.model.vocab_size
-        self._sampler = Sampler(1, Span(0, vocab), vocab, SoloGroup(), _CPU)
+        self._sampler = Sampler(1, Span(0, vocab), SoloGroup(), _CPU, stage.drawing)
         self._updates = np.array([(0, index, index) for index in range(plan.kv_blocks)], dtype=np.int32)
 
     @torch.inference_mode()
@@ -69,7 +69,7 @@ class _Reader:
         )
         self._sampler.apply(plan)
         slots, positions = plan.samples()
-        result = self._stage.run(plan, None, greedy=False, layers=self._layers)
+        result = self._stage.run(plan, None, draws=None, layers=self._layers)
         assert result.logits is not None
         return self._sampler.sample(result.logits, slots, positions).tokens.tolist() if drawn else []
 

@@ -64,7 +64,7 @@ class Runner:
         self.stage = make_stage(plan, rank, config, checkpoint, context.stage, device, context.native)
         self._sampler = None
         if self._last:
-            self._sampler = Sampler(config.max_running, mine.vocab, plan.model.vocab_size, context.stage, device)
+            self._sampler = Sampler(config.max_running, mine.vocab, context.stage, device, self.stage.drawing)
         self.parts = {"forward": Durations(), "sample": Durations()}
 
     @torch.inference_mode()
@@ -73,15 +73,15 @@ class Runner:
         started = perf_counter()
         progress = self._context.progress
         progress.step = plan.step
-        sampler, greedy, (slots, positions) = self._sampler, False, _NOTHING
+        sampler, draws, (slots, positions) = self._sampler, None, _NOTHING
         if sampler is not None:
             sampler.apply(plan)
             slots, positions = plan.samples()
-            greedy = sampler.greedy(slots)
+            draws = sampler.draws(slots, positions)
         hidden = None if self._first else self._context.receive_hidden(len(plan.tokens), self._hidden_size)
         prepared = perf_counter()
         progress.begin("computing")
-        result = self.stage.run(plan, hidden, greedy)
+        result = self.stage.run(plan, hidden, draws)
         if result.hidden is not None:
             progress.begin("handing on to the next stage")
             self._context.send_hidden(result.hidden)

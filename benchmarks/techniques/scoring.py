@@ -60,7 +60,7 @@ def chosen(asked: Sequence[Asked], logprobs: Iterable[Tensor]) -> list[int]:
 def logprobs_of(stage: Stage, asked: Sequence[Asked]) -> Iterator[Tensor]:
     """By a stage that is a whole model and has room for MAX_SEQUENCES sequences of MAX_LENGTH tokens."""
     for step in _steps(asked):
-        logits = stage.run(step, None, False).logits  # [samples, vocabulary]
+        logits = stage.run(step, None, None).logits  # [samples, vocabulary]
         assert logits is not None
         yield from torch.split(logits.log_softmax(dim=1), step.rows[:, 3].tolist())
 

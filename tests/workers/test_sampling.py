@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,16 +14,32 @@ from torch import Tensor
 from partitioning.plan import Span
 from tests.workers.test_collectives import on_every_rank
 from workers.collectives import Group, SoloGroup
+from workers.native.drawing import NativeDrawing
+from workers.native.library import library
+from workers.native.team import Team
 from workers.request import SamplingParams
 from workers.sampling import Sampled, Sampler
+from workers.sampling.drawing import Drawing
 from workers.sampling.noise import gumbel, token_keys
+from workers.sampling.torch_drawing import TorchDrawing
 from workers.seeds import row_keys
 from workers.step_plan import ADMISSION, Kind, StepPlan, admission
 
 VOCAB = 307
 
 
-def draw(
+@pytest.fixture(params=["torch", "native"])
+def draw(request: pytest.FixtureRequest) -> Callable[..., Sampled]:
+    """`drawn` by torch, or by the library of this machine."""
+    if request.param == "torch":
+        return partial(drawn, lambda *where: TorchDrawing(*where, torch.device("cpu")))
+    if (native := library()) is None:
+        pytest.skip("no native library")
+    return partial(drawn, lambda *where: NativeDrawing(native, Team(native, 1, False), *where))
+
+
+def drawn(
+    drawing: Callable[[Span, int, Group], Drawing],
     logits: Tensor,
     sampling: list[SamplingParams],
     size: int = 1,
@@ -42,7 +61,7 @@ def draw(
 
     def body(group: Group) -> Sampled:
         shard = Span(cuts[group.rank], cuts[group.rank + 1])
-        sampler = Sampler(rows, shard, VOCAB, group, torch.device("cpu"))
+        sampler = Sampler(rows, shard, group, torch.device("cpu"), drawing(shard, VOCAB, group))
         sampler.apply(plan)
         return sampler.sample(logits[:, shard.start : shard.stop].clone(), np.arange(rows), where.numpy())
 
@@ -65,6 +84,8 @@ FILTERS = {
     "all three": SamplingParams(temperature=1.3, top_k=40, top_p=0.9, min_p=0.02),
     "top-p that outgrows the first offer": SamplingParams(temperature=3.0, top_p=0.97),
     "top-k beyond the first offer": SamplingParams(temperature=2.0, top_k=150),
+    "top-k beyond the vocabulary": SamplingParams(temperature=1.0, top_k=1000, top_p=0.8),
+    "top-p and min-p": SamplingParams(temperature=1.6, top_p=0.9, min_p=0.05),
 }
 
 
@@ -85,7 +106,7 @@ def reference(logits: Tensor, sampling: SamplingParams) -> Tensor:
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("name", FILTERS)
-def test_draws_follow_the_filtered_softmax(name: str, size: int) -> None:
+def test_draws_follow_the_filtered_softmax(draw: Callable[..., Sampled], name: str, size: int) -> None:
     sampling = FILTERS[name]
     draws = 8_000
     logits = random_logits(1)
@@ -103,7 +124,7 @@ def test_draws_follow_the_filtered_softmax(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_every_number_of_shards_draws_the_same_tokens(name: str, size: int) -> None:
+def test_every_number_of_shards_draws_the_same_tokens(draw: Callable[..., Sampled], name: str, size: int) -> None:
     rows = 200
     logits = random_logits(rows, seed=2)
     sampling = [SamplingParams(**{**vars(FILTERS[name]), "seed": row}) for row in range(rows)]
@@ -112,7 +133,7 @@ def test_every_number_of_shards_draws_the_same_tokens(name: str, size: int) -> N
     assert len(whole.tokens.unique()) > 5
 
 
-def test_a_draw_does_not_depend_on_the_other_rows() -> None:
+def test_a_draw_does_not_depend_on_the_other_rows(draw: Callable[..., Sampled]) -> None:
     logits = random_logits(6, seed=3)
     sampling = [*FILTERS.values()][:6]
     together = draw(logits, sampling, 2).tokens
@@ -120,7 +141,7 @@ def test_a_draw_does_not_depend_on_the_other_rows() -> None:
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_another_seed_or_position_draws_anew() -> None:
+def test_another_seed_or_position_draws_anew(draw: Callable[..., Sampled]) -> None:
     logits = random_logits(1, scale=0.1).expand(100, -1)
     same = [SamplingParams(temperature=1.0, seed=1)] * 100
     assert len(draw(logits, same, positions=torch.arange(100)).tokens.unique()) > 50
@@ -129,7 +150,7 @@ def test_another_seed_or_position_draws_anew() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_greedy_takes_the_lowest_id_of_the_largest(size: int) -> None:
+def test_greedy_takes_the_lowest_id_of_the_largest(draw: Callable[..., Sampled], size: int) -> None:
     logits = random_logits(20, seed=4)
     logits[3, [17, 120, 300]] = 50.0
     tokens = draw(logits, [SamplingParams()] * 20, size).tokens
@@ -138,7 +159,9 @@ def test_greedy_takes_the_lowest_id_of_the_largest(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_logprobs_are_those_of_the_whole_softmax_before_temperature_and_penalties(size: int) -> None:
+def test_logprobs_are_those_of_the_whole_softmax_before_temperature_and_penalties(
+    draw: Callable[..., Sampled], size: int
+) -> None:
     logits = random_logits(3, seed=5)
     sampling = [
         SamplingParams(temperature=2.0, seed=1, repetition_penalty=1.5, logprobs=4),
@@ -156,7 +179,7 @@ def test_logprobs_are_those_of_the_whole_softmax_before_temperature_and_penaltie
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_penalties_push_down_what_was_seen(size: int) -> None:
+def test_penalties_push_down_what_was_seen(draw: Callable[..., Sampled], size: int) -> None:
     logits = torch.zeros(3, VOCAB)
     logits[:, 40], logits[:, 200] = 5.0, 4.0
     sampling = [

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,25 +14,33 @@ from workers.model.batch import BatchBuilder
 from workers.model.load import load_decoder
 from workers.model.weights import WeightReader
 from workers.request import EngineConfig
+from workers.sampling.drawing import Drawing
+from workers.sampling.draws import Draws
+from workers.sampling.torch_drawing import TorchDrawing
 from workers.step_plan import StepPlan
 
 
 @dataclass
 class StageResult:
     """`hidden` [tokens, hidden] float32 of a stage that is not the last. Of the last one, for the rows that are sampled
-    after: `best`, this shard's largest logit and its id, when all of them are greedy and the stage has looked for them,
-    or `logits` [samples, shard] float32."""
+    after: `best`, the shard's best scores [samples], logit / temperature + noise, and their ids, when the stage was
+    told how to draw and has done so, or `logits` [samples, shard] float32, which the next step may overwrite."""
 
     hidden: Tensor | None = None
     logits: Tensor | None = None
-    best: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]] | None = None
+    best: tuple[Tensor, Tensor] | None = None
 
 
 class Stage(Protocol):
-    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool, layers: int | None = None) -> StageResult:
+    @property
+    def drawing(self) -> Drawing:
+        """What draws from its logits."""
+        ...
+
+    def run(self, plan: StepPlan, hidden: Tensor | None, draws: Draws | None, layers: int | None = None) -> StageResult:
         """Runs the layers over the batch of `plan`. `hidden` [tokens, hidden] float32 comes from the stage before, None
-        on the first. `greedy`: the largest logit of every sampled row is all that is needed. `layers`: so many of the
-        first, in place of all."""
+        on the first. `draws` [samples]: the best score of every sampled row is all that is needed of its logits.
+        `layers`: so many of the first, in place of all."""
         ...
 
 
@@ -59,8 +65,9 @@ class TorchStage:
             device,
         )
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
+        self.drawing = TorchDrawing(rank.vocab, plan.model.vocab_size, group, device)
 
-    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool, layers: int | None = None) -> StageResult:
+    def run(self, plan: StepPlan, hidden: Tensor | None, draws: Draws | None, layers: int | None = None) -> StageResult:
         batch = self._batches.build(plan)
         if hidden is None:
             assert self._decoder.embedding is not None

@@ -1,4 +1,5 @@
-"""The types of the library's functions for weights, products and stages: see csrc/weight.h, product.cpp, stage.h."""
+"""The types of the library's functions for weights, products and stages, and of what draws tokens: see
+csrc/weight.h, product.cpp, stage.h, sampling.h."""
 
 from __future__ import annotations
 
@@ -18,6 +19,9 @@ _SIGNATURES = {
     "phx_stage_new": (c_void_p, c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_void_p),
     "phx_stage_free": (None, c_void_p),
     "phx_stage_run": (c_int, c_void_p, c_void_p),
+    "phx_team_new": (c_void_p, c_int, c_int),
+    "phx_team_free": (None, c_void_p),
+    "phx_draw": (c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
 }
 
 

@@ -16,9 +16,12 @@ from partitioning.rotary import rotary_angles
 from workers.collectives import Group, SharedMemoryGroup
 from workers.model.stage import StageResult
 from workers.model.weights import LayerWeights, Matrix, WeightReader
+from workers.native.drawing import NativeDrawing
 from workers.native.interface import declare
+from workers.native.team import Team
 from workers.native.weights import PackedWeight, padded_to_lanes
 from workers.request import EngineConfig
+from workers.sampling.draws import Draws
 from workers.step_plan import StepPlan
 
 Kept = TypeVar("Kept")
@@ -37,11 +40,11 @@ class _Shape(Structure):
         *((name, c_long) for name in ("hidden", "head_dim", "heads", "kv_heads", "mlp")),
         *((name, c_long) for name in ("max_tokens", "max_sequences", "max_blocks", "kv_blocks", "block_size")),
         *((name, c_long) for name in ("ranks", "vocab_start", "vocab")),
-        *((name, c_int) for name in ("float32", "int8_cache", "threads", "patient")),
+        *((name, c_int) for name in ("float32", "int8_cache")),
         ("eps", c_float),
-        *((name, c_void_p) for name in ("cos", "sin", "query_heads")),
+        *((name, c_void_p) for name in ("cos", "sin", "query_heads", "token_keys")),
         ("reducer", _Reducer),
-        ("beside", c_void_p),
+        ("team", c_void_p),
     )
 
 
@@ -65,7 +68,8 @@ class _Step(Structure):
         ("hidden_out", c_void_p),
         ("logits", c_void_p),
         ("logits_stride", c_long),
-        ("best_logits", c_void_p),
+        ("draws", c_void_p),
+        ("best_scores", c_void_p),
         ("best_ids", c_void_p),
         ("layers", c_long),
     )
@@ -78,7 +82,8 @@ def supports(plan: Plan, device: torch.device) -> bool:
 
 class NativeStage:
     """The layers of one stage, its KV cache included. It computes with the threads of the stage `beside` it, if there
-    is one, which then never runs at the same time."""
+    is one, which then never runs at the same time: two teams would take the cores from each other, as threads that wait
+    look for work for a while."""
 
     def __init__(
         self,
@@ -95,7 +100,7 @@ class NativeStage:
         self._layers = len(rank.layers)
         self._hidden = plan.model.hidden_size
         self._last = rank.stage == plan.pp - 1
-        self._vocab = len(rank.vocab)
+        self._logits = torch.empty(0, len(rank.vocab))  # of the last step that was asked for any
         self._kept: list[object] = []  # what the library points to
         self._failure: BaseException | None = None
         layers = (_Layer * len(rank.layers))(*map(self._layer, weights.layers()))
@@ -103,8 +108,9 @@ class NativeStage:
         head = self._packed(ends.head, sparse=False)
         embedding = head if ends.embedding is ends.head else self._packed(ends.embedding, sparse=False)
         norm = None if ends.norm is None else self._vector(ends.norm)
+        self._team: Team = _team(native, plan) if beside is None else beside._team
+        self.drawing = NativeDrawing(native, self._team, rank.vocab, plan.model.vocab_size, group)
         shape = self._shape(plan, rank, config)
-        shape.beside = None if beside is None else beside._stage
         self._stage: int | None = native.phx_stage_new(ctypes.byref(shape), layers, len(layers), embedding, norm, head)
         if self._stage is None:
             raise MemoryError("no memory for KV cache and activations; lower kv_cache_tokens or max_batch_tokens")
@@ -113,7 +119,7 @@ class NativeStage:
         if getattr(self, "_stage", None) is not None:
             self._native.phx_stage_free(self._stage)
 
-    def run(self, plan: StepPlan, hidden: Tensor | None, greedy: bool, layers: int | None = None) -> StageResult:
+    def run(self, plan: StepPlan, hidden: Tensor | None, draws: Draws | None, layers: int | None = None) -> StageResult:
         """One step: see `workers.model.stage.Stage`.
 
         Raises:
@@ -134,12 +140,13 @@ class NativeStage:
         if not self._last:
             result.hidden = torch.empty(tokens, self._hidden)
             step.hidden_out = result.hidden.data_ptr()
-        elif greedy:
-            result.best = np.empty(samples, dtype=np.float32), np.empty(samples, dtype=np.int32)
-            step.best_logits, step.best_ids = (values.ctypes.data for values in result.best)
+        elif draws is not None:
+            result.best = torch.empty(samples), torch.empty(samples, dtype=torch.int32)
+            step.draws = draws.ctypes.data
+            step.best_scores, step.best_ids = (values.data_ptr() for values in result.best)
         else:
-            result.logits = torch.empty(samples, self._vocab)
-            step.logits, step.logits_stride = result.logits.data_ptr(), self._vocab
+            result.logits = self._room(samples)
+            step.logits, step.logits_stride = result.logits.data_ptr(), result.logits.shape[1]
         status = self._native.phx_stage_run(self._stage, ctypes.byref(step))
         if self._failure is not None:
             raise self._failure
@@ -148,10 +155,16 @@ class NativeStage:
             raise self._group.stalled()
         return result
 
+    def _room(self, samples: int) -> Tensor:
+        """[samples, shard], the same memory every time: the system zeroes what is fresh, which takes longer than draws
+        do."""
+        if len(self._logits) < samples:
+            self._logits = torch.empty(samples, self._logits.shape[1])
+        return self._logits[:samples]
+
     def _shape(self, plan: Plan, rank: RankPlan, config: EngineConfig) -> _Shape:
         spec = plan.model
         cos, sin = rotary_angles(spec.rope, spec.head_dim, config.max_model_len)
-        threads = torch.get_num_threads()
         return _Shape(
             hidden=spec.hidden_size,
             head_dim=spec.head_dim,
@@ -168,13 +181,13 @@ class NativeStage:
             vocab=len(rank.vocab),
             float32=plan.dtype == "float32",
             int8_cache=plan.kv_cache == "int8",
-            threads=threads,
-            patient=plan.tp * plan.pp * threads <= (os.cpu_count() or 1),
             eps=spec.norm_eps,
             cos=self._vector(cos),
             sin=self._vector(sin),
             query_heads=self._keep(np.array(rank.readers(spec.group_size), dtype=np.int32)).ctypes.data,
+            token_keys=self.drawing.token_keys.data_ptr(),
             reducer=self._reducer(),
+            team=self._team.address,
         )
 
     def _layer(self, layer: LayerWeights) -> _Layer:
@@ -222,3 +235,8 @@ class NativeStage:
     def _keep(self, thing: Kept) -> Kept:
         self._kept.append(thing)
         return thing
+
+
+def _team(native: ctypes.CDLL, plan: Plan) -> Team:
+    threads = torch.get_num_threads()
+    return Team(native, threads, patient=plan.tp * plan.pp * threads <= (os.cpu_count() or 1))

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from partitioning.plan import Span
 from workers.collectives import Group
-from workers.sampling.filtered import filtered_candidates
-from workers.sampling.noise import gumbel, token_keys
-from workers.sampling.state import SamplingState
-from workers.seeds import row_keys
+from workers.sampling.drawing import Drawing
+from workers.sampling.draws import Draws
+from workers.sampling.state import PENALISED, REPORTED, SamplingState
+from workers.sampling.torch_drawing import likeliest
 from workers.step_plan import StepPlan
+
+Slots = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -34,75 +36,46 @@ _NO_LOGPROBS = torch.empty(0, 1)
 class Sampler:
     """One rank's half of the draw. Every rank of the last stage calls it alike and gets the same tokens."""
 
-    def __init__(self, max_running: int, vocab: Span, vocab_size: int, group: Group, device: torch.device) -> None:
+    def __init__(self, max_running: int, vocab: Span, group: Group, device: torch.device, drawing: Drawing) -> None:
         self._state = SamplingState(max_running, vocab, device)
         self._first_id = vocab.start
-        self._vocab_size = vocab_size
         self._group = group
         self._device = device
-        self._keys = token_keys(torch.arange(vocab.start, vocab.stop, device=device))  # [shard]
+        self._drawing = drawing
 
     def apply(self, plan: StepPlan) -> None:
-        """Takes in a step's news; comes before `sample`."""
+        """Takes in a step's news; comes before what follows."""
         self._state.apply(plan)
 
-    def greedy(self, slots: npt.NDArray[np.integer[Any]]) -> bool:
-        """Whether these sequences all take the likeliest token as it is, and want no logprobs."""
-        return bool(self._state.greedy[slots].all())
+    def draws(self, slots: Slots, positions: npt.NDArray[np.int64]) -> Draws | None:
+        """How the tokens at `positions` of the sequences in `slots` are drawn, if the best score of each shard is all
+        that is needed: then `choose` does the rest. Else None, and `sample` needs logits."""
+        return None if self._state.tasks[slots].any() else self._draws(slots, positions)
 
-    def choose(self, values: npt.NDArray[np.float32], ids: npt.NDArray[np.int32]) -> Sampled:
-        """The likeliest of the shards' largest logits [samples] and their ids."""
-        if self._group.size == 1:
-            return Sampled(torch.from_numpy(ids), _NO_LOGPROBS)
-        offers = np.stack([values, ids.astype(np.float32)])  # ids are exact below 2**24
-        return Sampled(_likeliest(self._group.all_gather(torch.from_numpy(offers))), _NO_LOGPROBS)
+    def choose(self, scores: Tensor, ids: Tensor) -> Sampled:
+        """The tokens of the shards' best scores [samples] and their ids, on the CPU."""
+        return Sampled(likeliest(self._group, scores, ids), _NO_LOGPROBS)
 
-    def sample(self, logits: Tensor, slots: npt.NDArray[np.integer[Any]], positions: npt.NDArray[np.int64]) -> Sampled:
-        """logits [samples, shard] float32 (used up), for the tokens at `positions` of the sequences in `slots`."""
-        where = slots.astype(np.int64)
-        parameters = self._state.parameters[where]
-        reporting = np.flatnonzero(parameters["logprobs"] >= 0)
-        own = logits[self._rows(reporting)] if len(reporting) else None
-
-        self._state.penalise(logits, where)
-        drawing = parameters["temperature"] > 0
-        filtering = drawing & ((parameters["top_k"] > 0) | (parameters["top_p"] < 1) | (parameters["min_p"] > 0))
-        keys = self._row_keys(parameters, positions)
-        if drawing.any():
-            temperatures = np.where(drawing, parameters["temperature"], 1)
-            logits /= torch.from_numpy(temperatures).to(self._device).unsqueeze(1)
-        plain = np.flatnonzero(drawing & ~filtering)
-        if len(plain):
-            rows = self._rows(plain)
-            logits[rows] += gumbel(self._keys, keys[rows])
-
-        tokens = self._best(logits)
-        if filtering.any():
-            rows = self._rows(np.flatnonzero(filtering))
-            tokens[rows] = self._draw_filtered(logits[rows], parameters[filtering], keys[rows])
-        if own is None:
-            return Sampled(tokens.cpu(), torch.empty(0, 1))
-        alternatives = int(parameters["logprobs"].max())
+    def sample(self, logits: Tensor, slots: Slots, positions: npt.NDArray[np.int64]) -> Sampled:
+        """logits [samples, shard] float32, which penalties change, for the tokens at `positions` of the sequences in
+        `slots`."""
+        tasks = self._state.tasks[slots]
+        every = int(np.bitwise_or.reduce(tasks))
+        if every & REPORTED:
+            reporting = np.flatnonzero(tasks & REPORTED)
+            own = logits[self._rows(reporting)]
+        if every & PENALISED:
+            self._state.penalise(logits, slots)
+        tokens = self._drawing.draw(logits, self._draws(slots, positions))
+        if not every & REPORTED:
+            return Sampled(tokens.cpu(), _NO_LOGPROBS)
+        alternatives = int(self._state.parameters[slots]["logprobs"].max())
         return Sampled(tokens.cpu(), self._logprobs(own, tokens[self._rows(reporting)], alternatives).cpu())
 
-    def _best(self, logits: Tensor) -> Tensor:
-        """[rows]: the id of the largest logit over all shards; of equal ones the lowest."""
-        if logits.shape[1]:
-            value, column = logits.max(dim=1)
-        else:
-            value = logits.new_full((len(logits),), -torch.inf)
-            column = torch.zeros_like(value, dtype=torch.int64)
-        return _likeliest(self._group.all_gather(torch.stack([value, (column + self._first_id).float()])))
-
-    def _draw_filtered(self, logits: Tensor, parameters: npt.NDArray[np.void], keys: Tensor) -> Tensor:
-        top_k, top_p, min_p = (
-            torch.from_numpy(parameters[name].copy()).to(self._device) for name in ("top_k", "top_p", "min_p")
-        )
-        values, ids = filtered_candidates(
-            logits, self._first_id, top_k.clamp(max=self._vocab_size), top_p, min_p, self._vocab_size, self._group
-        )
-        winner = (values + gumbel(token_keys(ids), keys)).argmax(dim=1, keepdim=True)
-        return ids.gather(1, winner)[:, 0]
+    def _draws(self, slots: Slots, positions: npt.NDArray[np.int64]) -> Draws:
+        draws = self._state.draws[slots]
+        draws["position"] = positions
+        return draws
 
     def _logprobs(self, logits: Tensor, tokens: Tensor, count: int) -> Tensor:
         """Under the model's own distribution: see `Sampled`."""
@@ -124,16 +97,5 @@ class Sampler:
         values, ids = values[:, :count], ids.gather(1, order)[:, :count]
         return torch.cat([token - norm, values - norm, ids], dim=1)
 
-    def _row_keys(self, parameters: npt.NDArray[np.void], positions: npt.NDArray[np.int64]) -> Tensor:
-        low = parameters["seed_low"].astype(np.uint32).astype(np.uint64)
-        high = parameters["seed_high"].astype(np.uint32).astype(np.uint64)
-        return torch.from_numpy(row_keys(low | (high << np.uint64(32)), positions)).to(self._device)
-
     def _rows(self, rows: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(rows).to(self._device)
-
-
-def _likeliest(offers: Tensor) -> Tensor:
-    """[rows] ids from the shards' [size, 2, rows] values and ids."""
-    values, ids = offers.unbind(1)
-    return ids.masked_fill(values < values.amax(dim=0), torch.inf).amin(dim=0).long()

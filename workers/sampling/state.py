@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from partitioning.plan import Span
+from workers.sampling.draws import DRAW, filtering
 from workers.step_plan import ADMISSION, StepPlan
+
+FILTERED, PENALISED, REPORTED = 1, 2, 4
+_LEAST_TEMPERATURE = 1e-20  # that leaves logits / temperature finite
 
 
 class SamplingState:
     """Sampling parameters by slot, and, once a sequence asks for penalties, token counts by slot and shard column.
 
-    `greedy` [max_running]: the likeliest token as it is, and no logprobs.
+    Both [max_running]: `draws` how tokens are drawn, but for their positions; `tasks` what it takes more of the logits
+    than the best score, in bits.
     """
 
     def __init__(self, max_running: int, vocab: Span, device: torch.device) -> None:
         self.parameters = np.zeros(max_running, dtype=ADMISSION)
-        self.greedy = np.zeros(max_running, dtype=np.bool_)
+        self.draws = np.zeros(max_running, dtype=DRAW)
+        self.tasks = np.zeros(max_running, dtype=np.uint8)
         self._vocab = vocab
         self._device = device
         self._generated: Tensor | None = None  # [max_running, shard] int32
@@ -35,7 +43,15 @@ class SamplingState:
     def _admit(self, admissions: npt.NDArray[np.void]) -> None:
         slots, counted = admissions["slot"], penalised(admissions)
         self.parameters[slots] = admissions
-        self.greedy[slots] = (admissions["temperature"] <= 0) & (admissions["logprobs"] < 0) & ~counted
+        draws = np.zeros(len(slots), dtype=DRAW)
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            draws[name] = admissions[name]
+        random = draws["temperature"] > 0
+        draws["temperature"][random] = draws["temperature"][random].clip(min=_LEAST_TEMPERATURE)
+        low, high = (admissions[name].astype(np.uint32).astype(np.uint64) for name in ("seed_low", "seed_high"))
+        draws["seed"] = low | (high << np.uint64(32))
+        self.draws[slots] = draws
+        self.tasks[slots] = FILTERED * filtering(draws) | PENALISED * counted | REPORTED * (admissions["logprobs"] >= 0)
         fresh = slots[counted]
         if len(fresh):
             if self._generated is None:
@@ -64,7 +80,7 @@ class SamplingState:
         columns = columns[torch.from_numpy(generated).to(self._device)]
         self._generated[slot].index_add_(0, columns, torch.ones_like(columns, dtype=torch.int32))
 
-    def penalise(self, logits: Tensor, slots: npt.NDArray[np.int64]) -> None:
+    def penalise(self, logits: Tensor, slots: npt.NDArray[np.integer[Any]]) -> None:
         """Changes the logits [rows, shard] of sequences that ask for it, in place.
 
         Repetition (Keskar et al., "CTRL", 2019) covers prompt and generated tokens; presence and frequency cover
@@ -72,8 +88,6 @@ class SamplingState:
         """
         parameters = self.parameters[slots]
         affected = np.flatnonzero(penalised(parameters))
-        if not len(affected):
-            return
         assert self._generated is not None
         assert self._seen is not None
 
@@ -81,7 +95,7 @@ class SamplingState:
             return torch.from_numpy(parameters[name][affected].copy()).to(self._device).unsqueeze(1)
 
         rows = torch.from_numpy(affected).to(self._device)
-        where = torch.from_numpy(slots[affected]).to(self._device)
+        where = torch.from_numpy(slots[affected]).to(self._device).long()
         x = logits[rows]
         repetition = column("repetition_penalty")
         x = torch.where(self._seen[where], torch.where(x > 0, x / repetition, x * repetition), x)

@@ -50,7 +50,7 @@ class DraftModel:
         self._most_tokens = config.max_batch_tokens
         self._blocks = blocks
         vocab = Span(0, draft.vocab_size)
-        self._sampler = Sampler(config.max_running, vocab, draft.vocab_size, SoloGroup(), draft.device)
+        self._sampler = Sampler(config.max_running, vocab, SoloGroup(), draft.device, draft.stage.drawing)
         self._contents = [0] * blocks.num_blocks  # which identity of a block has been read into it
         self._passes = 0
 
@@ -153,8 +153,8 @@ class DraftModel:
         )
         self._sampler.apply(plan)
         slots, positions = plan.samples()
-        greedy = self._sampler.greedy(slots)
-        result = self._stage.run(plan, None, greedy, self._layers)
+        draws = self._sampler.draws(slots, positions)
+        result = self._stage.run(plan, None, draws, self._layers)
         if not len(slots):
             return []
         if result.best is not None:

@@ -22,6 +22,9 @@ from workers.collectives import SoloGroup
 from workers.model.stage import Stage, TorchStage
 from workers.model.weights import WeightReader
 from workers.native.stage import NativeStage
+from workers.sampling.draws import DRAW
+from workers.sampling.noise import gumbel, token_keys
+from workers.seeds import row_keys
 from workers.step_plan import ADMISSION, Kind, StepPlan
 
 CPU = torch.device("cpu")
@@ -73,7 +76,7 @@ def both(native: ctypes.CDLL, plan: Plan, threads: int | None = None, **options:
 
 
 def logits(stage: Stage, plan: StepPlan) -> Tensor:
-    result = stage.run(plan, None, greedy=False)
+    result = stage.run(plan, None, draws=None)
     assert result.logits is not None
     return result.logits
 
@@ -85,11 +88,11 @@ def compare(native: ctypes.CDLL, plan: Plan, tolerance: float) -> None:
         expected = logits(theirs, planned)
         found = logits(ours, planned)
         assert (found - expected).abs().max() <= tolerance * expected.abs().max(), f"step {number + 1}"
-        best = ours.run(planned, None, greedy=True).best
+        best = ours.run(planned, None, draws=np.zeros(len(found), DRAW)).best
         assert best is not None
         values, ids = best
         assert ids.tolist() == found.argmax(dim=1).tolist()
-        torch.testing.assert_close(torch.from_numpy(values), found.amax(dim=1))
+        torch.testing.assert_close(values, found.amax(dim=1))
 
 
 @pytest.mark.parametrize("block_size", [16, 5, 48])
@@ -130,6 +133,31 @@ def test_blocks_of_gguf_files_are_used_as_they_are(native: ctypes.CDLL, tmp_path
     plan = plan_for(make_tiny_gguf(tmp_path / "m.gguf", folder, kind=kind), dtype="bfloat16")
     assert plan.weights == "auto"
     compare(native, plan, tolerance=0.05)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tokens_drawn_in_the_head_are_those_drawn_from_its_logits(
+    native: ctypes.CDLL, tmp_path: Path, threads: int
+) -> None:
+    """Greedy and random rows in one batch, few and many; the model's vocabulary is no multiple of a vector."""
+    plan = plan_for(make_tiny(tmp_path, "llama"), dtype="bfloat16")
+    stage, _ = both(native, plan, threads, max_running=40)
+    for rows in (1, 3, 40):
+        planned = step(1, plan.kv_block_size, *((slot, 0, [slot + 1]) for slot in range(rows)))
+        planned.block_updates[:, 2] = planned.block_updates[:, 0]
+        draws = np.zeros(rows, dtype=DRAW)
+        draws["temperature"] = np.arange(rows) % 3 * 0.8
+        draws["top_p"], draws["seed"] = 1.0, np.arange(rows)
+        drawn = logits(stage, planned)
+        tokens = stage.drawing.draw(drawn, draws)
+        best = stage.run(planned, None, draws).best
+        assert best is not None
+        assert torch.equal(best[1], tokens)
+        random = draws["temperature"] > 0
+        noise = gumbel(token_keys(tokens), torch.from_numpy(row_keys(draws["seed"], draws["position"])))
+        temperatures = torch.from_numpy(np.where(random, draws["temperature"], 1))
+        scores = drawn.gather(1, tokens.long().unsqueeze(1))[:, 0] / temperatures
+        torch.testing.assert_close(best[0], scores + noise.diagonal() * torch.from_numpy(random))
 
 
 def test_odd_shapes(native: ctypes.CDLL, tmp_path: Path) -> None:

@@ -241,10 +241,10 @@ PHX_INLINE void soften(const Piece<S>& piece, long first, long begin, long end, 
     }
     F32 best = largest_of(of_rows);
     best = mul(best, factor);
-    const F32 growth = if_above(best, before, sub(best, before), zero());
+    const F32 growth = where_above(best, before, sub(best, before), zero());
     if (any_above(growth, GROWTH)) {
         alignas(LINE) float fades[LANES];
-        const F32 now = if_above(growth, set1(GROWTH), best, before);
+        const F32 now = where_above(growth, set1(GROWTH), best, before);
         store(fades, exp2(max(sub(before, now), set1(-126.0f))));
         store(s.maximum.data() + begin, now);
         for (long r = begin; r < end; ++r) {

@@ -52,20 +52,4 @@ struct StoreLogits {
     PHX_INLINE void operator()(long m, long n, F32 x) const { store_some(out + m * stride + n, x, columns - n); }
 };
 
-// The largest logit of each row so far, and where; of equal ones the first.
-struct KeepBest {
-    static constexpr bool PAIRS = false;
-    float* values;
-    int32_t* ids;
-    long columns;
-    PHX_INLINE void operator()(long m, long n, F32 x) const {
-        if (!any_above(x, values[m]) && n + LANES <= columns) return;
-        float all[LANES];
-        store(all, x);
-        for (long i = 0; i < std::min<long>(LANES, columns - n); ++i) {
-            if (all[i] > values[m]) values[m] = all[i], ids[m] = int32_t(n + i);
-        }
-    }
-};
-
 }  // namespace phx

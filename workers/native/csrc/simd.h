@@ -57,20 +57,24 @@ PHX_INLINE F32 largest_of(const F32 (&x)[LANES]) {  // of each of 16
 }
 PHX_INLINE float sum(F32 a) { return _mm512_reduce_add_ps(a); }
 PHX_INLINE float largest(F32 a) { return _mm512_reduce_max_ps(a); }
-PHX_INLINE F32 if_above(F32 a, F32 b, F32 then, F32 otherwise) {  // for each lane
-    return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), then);
-}
 PHX_INLINE bool any_above(F32 a, float limit) { return _mm512_cmp_ps_mask(a, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0; }
+PHX_INLINE F32 where_above(F32 a, F32 limit, F32 then, F32 otherwise) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, limit, _CMP_GT_OQ), otherwise, then);
+}
 PHX_INLINE I32 set1(int32_t x) { return _mm512_set1_epi32(x); }
 PHX_INLINE I32 load(const int32_t* p) { return _mm512_loadu_si512(p); }
 PHX_INLINE void store(int32_t* p, I32 x) { _mm512_storeu_si512(p, x); }
 PHX_INLINE I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+PHX_INLINE I32 mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }  // the lower halves
+PHX_INLINE I32 bits_and(I32 a, I32 b) { return _mm512_and_si512(a, b); }
+PHX_INLINE I32 bits_xor(I32 a, I32 b) { return _mm512_xor_si512(a, b); }
 PHX_INLINE F32 to_float(I32 x) { return _mm512_cvtepi32_ps(x); }
 PHX_INLINE I32 to_int(F32 x) { return _mm512_cvtps_epi32(x); }  // to nearest
 PHX_INLINE int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a); }
 PHX_INLINE void store_bytes(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
 template <int N> PHX_INLINE I32 shift_left(I32 x) { return _mm512_slli_epi32(x, N); }
 template <int N> PHX_INLINE I32 shift_right(I32 x) { return _mm512_srai_epi32(x, N); }  // keeps the sign
+template <int N> PHX_INLINE I32 shift_in_zeros(I32 x) { return _mm512_srli_epi32(x, N); }  // to the right
 PHX_INLINE F32 as_float(I32 x) { return _mm512_castsi512_ps(x); }
 PHX_INLINE I32 as_int(F32 x) { return _mm512_castps_si512(x); }
 PHX_INLINE F32 load_f16(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
@@ -85,6 +89,7 @@ constexpr int REGISTER = 4;
 constexpr int PARTS = LANES / REGISTER;
 typedef float NativeF __attribute__((vector_size(4 * REGISTER), aligned(4), may_alias));
 typedef int32_t NativeI __attribute__((vector_size(4 * REGISTER), aligned(4), may_alias));
+typedef uint32_t NativeU __attribute__((vector_size(4 * REGISTER), aligned(4), may_alias));
 
 struct F32 {
     NativeF part[PARTS];
@@ -126,21 +131,34 @@ PHX_INLINE float largest(F32 a) {
     for (int i = 1; i < LANES; ++i) best = a.part[i / REGISTER][i % REGISTER] > best ? a.part[i / REGISTER][i % REGISTER] : best;
     return best;
 }
-PHX_INLINE F32 if_above(F32 a, F32 b, F32 then, F32 otherwise) {  // for each lane
-    PHX_EACH(F32, a.part[i] > b.part[i] ? then.part[i] : otherwise.part[i]);
-}
 PHX_INLINE F32 largest_of(const F32 (&x)[LANES]) {  // of each of 16
     F32 all;
     for (int i = 0; i < LANES; ++i) all.part[i / REGISTER][i % REGISTER] = largest(x[i]);
     return all;
 }
-PHX_INLINE bool any_above(F32 a, float limit) { return largest(a) > limit; }
+PHX_INLINE bool any_above(F32 a, float limit) {
+    NativeI above = {};
+    for (int i = 0; i < PARTS; ++i) above |= a.part[i] > limit - NativeF{};
+#if defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)above) != 0;
+#else
+    uint64_t halves[2];
+    std::memcpy(halves, &above, sizeof(halves));
+    return (halves[0] | halves[1]) != 0;
+#endif
+}
+PHX_INLINE F32 where_above(F32 a, F32 limit, F32 then, F32 otherwise) {
+    PHX_EACH(F32, a.part[i] > limit.part[i] ? then.part[i] : otherwise.part[i]);
+}
 PHX_INLINE I32 set1(int32_t x) { PHX_EACH(I32, x - NativeI{}); }
 PHX_INLINE I32 load(const int32_t* p) { PHX_EACH(I32, *reinterpret_cast<const NativeI*>(p + i * REGISTER)); }
 PHX_INLINE void store(int32_t* p, I32 x) {
     for (int i = 0; i < PARTS; ++i) *reinterpret_cast<NativeI*>(p + i * REGISTER) = x.part[i];
 }
-PHX_INLINE I32 add(I32 a, I32 b) { PHX_EACH(I32, a.part[i] + b.part[i]); }
+PHX_INLINE I32 add(I32 a, I32 b) { PHX_EACH(I32, (NativeI)((NativeU)a.part[i] + (NativeU)b.part[i])); }
+PHX_INLINE I32 mul(I32 a, I32 b) { PHX_EACH(I32, (NativeI)((NativeU)a.part[i] * (NativeU)b.part[i])); }
+PHX_INLINE I32 bits_and(I32 a, I32 b) { PHX_EACH(I32, a.part[i] & b.part[i]); }
+PHX_INLINE I32 bits_xor(I32 a, I32 b) { PHX_EACH(I32, a.part[i] ^ b.part[i]); }
 PHX_INLINE F32 to_float(I32 x) { PHX_EACH(F32, __builtin_convertvector(x.part[i], NativeF)); }
 PHX_INLINE I32 to_int(F32 x) {  // to nearest, for |x| < 2^22
     const NativeF magic = 12582912.0f - NativeF{};
@@ -156,6 +174,7 @@ PHX_INLINE void store_bytes(int8_t* p, I32 x) {  // of values that fit
 }
 template <int N> PHX_INLINE I32 shift_left(I32 x) { PHX_EACH(I32, x.part[i] << N); }
 template <int N> PHX_INLINE I32 shift_right(I32 x) { PHX_EACH(I32, x.part[i] >> N); }
+template <int N> PHX_INLINE I32 shift_in_zeros(I32 x) { PHX_EACH(I32, (NativeI)((NativeU)x.part[i] >> N)); }
 PHX_INLINE F32 as_float(I32 x) { PHX_EACH(F32, (NativeF)x.part[i]); }
 PHX_INLINE I32 as_int(F32 x) { PHX_EACH(I32, (NativeI)x.part[i]); }
 

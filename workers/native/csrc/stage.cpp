@@ -1,8 +1,8 @@
 #include "stage.h"
 
-#include <memory>
 #include <new>
 
+#include "best.h"
 #include "finish.h"
 #include "input.h"
 #include "passes.h"
@@ -12,7 +12,6 @@ using namespace phx;
 struct PhxStage {
     virtual ~PhxStage() = default;
     virtual int run(const PhxStep& step) = 0;
-    std::shared_ptr<Team> team;
 };
 
 namespace {
@@ -23,16 +22,16 @@ template <class T, class S> class Stage final : public PhxStage {
     Stage(const PhxShape& shape, const PhxLayer* layers, long count, const Weight* embedding, const float* norm,
           const Weight* head)
         : s(shape), layers_(layers, layers + count), embedding_(embedding), norm_(norm), head_(head),
-          team_(join(shape)),
+          team_(*shape.team),
           width_(round_up(shape.hidden, LANES)), depth_(round_up(shape.head_dim, LANES)),
           qkv_width_(round_up((shape.heads + 2 * shape.kv_heads) * shape.head_dim, LANES)),
           tables_(shape.max_sequences * shape.max_blocks),
-          passes_({shape.kv_blocks, shape.block_size, shape.kv_heads, shape.head_dim}, shape.query_heads, shape.threads),
+          passes_({shape.kv_blocks, shape.block_size, shape.kv_heads, shape.head_dim}, shape.query_heads, team_.size()),
           x_(shape.max_tokens * width_),
           partial_(shape.ranks > 1 ? shape.max_tokens * width_ : 1), qkv_(shape.max_tokens * qkv_width_),
           queries_(shape.max_tokens * shape.heads * depth_), input_(shape.max_tokens, shape.hidden),
           mixed_(shape.max_tokens, shape.heads * shape.head_dim), gated_(shape.max_tokens, shape.mlp),
-          floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)) {
+          floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)), best_(team_.size()) {
         const CacheShape cache{s.kv_blocks, s.block_size, s.kv_heads, s.head_dim};
         const long size = Cache<S>::size(cache);
         kept_ = Buffer<S>(2 * count * size);
@@ -40,12 +39,10 @@ template <class T, class S> class Stage final : public PhxStage {
             S* keys = kept_.get() + 2 * layer * size;
             caches_.push_back({cache, keys, keys + size});
         }
-        for (int thread = 0; thread < s.threads; ++thread) {
+        for (int thread = 0; thread < team_.size(); ++thread) {
             few_.emplace_back(FEW_ROWS, std::max({s.hidden, s.mlp, s.heads * s.head_dim}));
             scratch_.emplace_back(passes_.most_rows(), depth_);
             row_.emplace_back(std::max(width_, 2 * depth_));
-            best_values_.emplace_back(s.max_tokens);
-            best_ids_.emplace_back(s.max_tokens);
         }
     }
 
@@ -57,12 +54,6 @@ template <class T, class S> class Stage final : public PhxStage {
     }
 
   private:
-    // Two teams would take the cores from each other, as threads that wait look for work for a while.
-    Team& join(const PhxShape& shape) {
-        team = shape.beside ? shape.beside->team : std::make_shared<Team>(shape.threads, shape.patient);
-        return *team;
-    }
-
     // The part of a step that needs no product.
     void take(const PhxStep& step) {
         for (long i = 0; i < step.updates_count; ++i) {
@@ -80,6 +71,7 @@ template <class T, class S> class Stage final : public PhxStage {
             for (long back = row[3]; back > 0; --back) sampled_.push_back(first - back);
         }
         passes_.plan(chunks_);
+        if (step.draws != nullptr) best_.expect(step.draws, nullptr, long(sampled_.size()));
     }
 
     bool few(long rows) const { return rows <= FEW_ROWS; }
@@ -226,7 +218,7 @@ template <class T, class S> class Stage final : public PhxStage {
             }
         };
         // The tokens of a tile lie in the same cache lines, which should not go from core to core.
-        const long chunk = std::clamp(tokens_ / (4 * s.threads), 2l, TILE);
+        const long chunk = std::clamp(tokens_ / (4 * team_.size()), 2l, TILE);
         for (long first; (first = team_.claim(chunk)) < tokens_;) {
             for (long m = first; m < std::min(first + chunk, tokens_); ++m) one(m);
         }
@@ -324,30 +316,21 @@ template <class T, class S> class Stage final : public PhxStage {
             }
         }
         const long samples = long(sampled_.size());
-        if (head_ == nullptr || samples == 0) return;
-        const Input& in = normed(samples, sampled_.data(), norm_, *head_, thread);
-        if (step.logits != nullptr) {
-            multiply(in, samples, *head_, StoreLogits{step.logits, step.logits_stride, s.vocab}, thread);
-            return;
+        if (samples == 0) return;
+        if (head_ != nullptr) {
+            const Input& in = normed(samples, sampled_.data(), norm_, *head_, thread);
+            if (step.logits != nullptr) {
+                multiply(in, samples, *head_, StoreLogits{step.logits, step.logits_stride, s.vocab}, thread);
+            } else {
+                multiply(in, samples, *head_, best_.keep(thread, s.token_keys, s.vocab), thread);
+            }
         }
-        float* values = best_values_[thread].data();
-        int32_t* ids = best_ids_[thread].data();
-        std::fill_n(values, samples, -std::numeric_limits<float>::infinity());
-        std::fill_n(ids, samples, int32_t(s.vocab));
-        multiply(in, samples, *head_, KeepBest{values, ids, s.vocab}, thread);
+        if (step.draws == nullptr) return;
         team_.barrier();
         if (thread != 0) return;
-        for (long m = 0; m < samples; ++m) {
-            float value = best_values_[0][m];
-            int32_t id = best_ids_[0][m];
-            for (int other = 1; other < s.threads; ++other) {
-                const float v = best_values_[other][m];
-                const int32_t i = best_ids_[other][m];
-                if (v > value || (v == value && i < id)) value = v, id = i;
-            }
-            step.best_logits[m] = value;
-            step.best_ids[m] = int32_t(s.vocab_start) + id;
-        }
+        best_.merge([&](long m, float score, int32_t column) {
+            step.best_scores[m] = score, step.best_ids[m] = int32_t(s.vocab_start) + column;
+        });
     }
 
     void forward(const PhxStep& step, int thread) {
@@ -380,8 +363,7 @@ template <class T, class S> class Stage final : public PhxStage {
     std::vector<Input> few_;              // by thread
     std::vector<AttentionScratch<S>> scratch_;
     std::vector<Buffer<float>> row_;
-    std::vector<std::vector<float>> best_values_;
-    std::vector<std::vector<int32_t>> best_ids_;
+    Best best_;
 
     long tokens_ = 0;                     // of this step
     std::vector<Chunk> chunks_;

@@ -1,6 +1,8 @@
 // One stage of a rank: its layers from the embedding or the hidden states before it to hidden states or logits.
 #pragma once
 
+#include "draw.h"
+#include "team.h"
 #include "weight.h"
 
 // The C side; see workers/native/stage.py, which has the same structures.
@@ -21,12 +23,12 @@ struct PhxShape {
     long vocab_start, vocab;    // rows of the embedding and the head
     int float32;                // activations in float32 instead of bf16, and the cache
     int int8_cache;             // keys and values in 8 bits instead of either
-    int threads, patient;
     float eps;
     const float *cos, *sin;     // [positions, head_dim / 2]
     const int* query_heads;     // [kv_heads]: how many query heads read each
+    const int32_t* token_keys;  // [vocab], padded to 16: see draw.h
     PhxReducer reducer;
-    const PhxStage* beside;     // whose threads this one uses, never at the same time; or null for threads of its own
+    phx::Team* team;            // the caller's, as long as the stage lives
 };
 
 // Norm weights are float32 and stay the caller's, as do the weights. Null: not there.
@@ -48,7 +50,8 @@ struct PhxStep {
     float* hidden_out;       // the same, or null on the last stage
     float* logits;           // [samples, logits_stride], or null
     long logits_stride;
-    float* best_logits;      // [samples] with the ids of the largest, instead of `logits`
+    const PhxDraw* draws;    // [samples]: instead of `logits`, this shard's best scores and their ids
+    float* best_scores;      // [samples]
     int32_t* best_ids;
     long layers;             // so many of the first
 };

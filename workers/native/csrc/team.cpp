@@ -75,3 +75,10 @@ void Team::announce(std::atomic<uint32_t>& word, std::atomic<int>& sleepers) {
 }
 
 }  // namespace phx
+
+extern "C" {
+
+phx::Team* phx_team_new(int threads, int patient) { return new phx::Team(threads, patient); }
+void phx_team_free(phx::Team* team) { delete team; }
+
+}  // extern "C"
