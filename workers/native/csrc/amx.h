@@ -1,6 +1,8 @@
 // The matrix registers of Intel's AMX: eight tiles of up to 16 rows of 64 bytes.
 #pragma once
 
+#include <array>
+
 #include "simd.h"
 
 #if defined(__AMX_BF16__)
@@ -30,7 +32,7 @@ struct Shape {
 // The shapes of this thread's tiles, while it lives.
 class Shapes {
   public:
-    explicit Shapes(const Shape (&tiles)[8]) {
+    explicit Shapes(const std::array<Shape, 8>& tiles) {
         struct alignas(64) {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {};
@@ -40,7 +42,7 @@ class Shapes {
             all.rows[tile] = uint8_t(tiles[tile].rows);
             all.row_bytes[tile] = uint16_t(tiles[tile].rows > 0 ? tiles[tile].bytes : 0);
         }
-        asm volatile("" ::: "memory");  // GCC 12 believes that only the first eight bytes are read
+        asm volatile("" ::"r"(&all) : "memory");  // GCC 12 believes that only the first eight bytes are read
         _tile_loadconfig(&all);
     }
     Shapes(const Shapes&) = delete;

@@ -19,8 +19,8 @@ constexpr long PAIR_OF = PAIR<bf16>, WHOLE = LINE / long(sizeof(bf16));  // valu
 // Tiles 0 to 3 are sums, 4 and 5 a line and half a line of 16 rows, 6 and 7 what these are multiplied with.
 struct PassShapes : Shapes {
     PassShapes()
-        : Shapes({{HEIGHT, LINE}, {HEIGHT, LINE}, {HEIGHT, LINE}, {HEIGHT, LINE},
-                  {HEIGHT, LINE}, {HEIGHT, LINE / 2}, {HEIGHT, LINE}, {HEIGHT / 2, LINE}}) {}
+        : Shapes({{{HEIGHT, LINE}, {HEIGHT, LINE}, {HEIGHT, LINE}, {HEIGHT, LINE},
+                   {HEIGHT, LINE}, {HEIGHT, LINE / 2}, {HEIGHT, LINE}, {HEIGHT / 2, LINE}}}) {}
 };
 
 // sums [16, C × 16]: what is there, or zero, + left · right.

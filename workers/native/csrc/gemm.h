@@ -210,10 +210,11 @@ void finish_tile(const A& a, long m, long rows, const Weight& w, long n, const A
 // The first tile to the last of a block of rows against C panels. `next` are the panels that come after these, or -1:
 // the first tiles fetch them, so that memory and arithmetic are busy at the same time.
 template <int C, class A, class Finish>
-void finish_block(const A& a, long first, long last, const Weight& w, long n, long next, Finish& finish) {
+void finish_block(const A& a, long first, long last, const Weight& w, long n, long next, amx::Registers& registers,
+                  Finish& finish) {
     if constexpr (std::is_same_v<A, Rows<bf16>>) {
-        if (w.sparse()) return finish_block<C>(a, first, last, dense_panels(w, n, C), n, -1, finish);
-        if (a.lined) return amx::finish_block<C>(a, first, last, w, n, next, finish);
+        if (w.sparse()) return phx::finish_block<C>(a, first, last, dense_panels(w, n, C), n, -1, registers, finish);
+        if (a.lined) return amx::finish_block<C>(a, first, last, w, n, next, registers, finish);
     }
     const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first < panels ? panels : 1;
     if (w.quantised()) w.prefetch_tables(next, panels);
@@ -271,6 +272,7 @@ void product(Team& team, int thread, const A& a, long rows, const Weight& w, Fin
     const long most = std::max<long>(1, BLOCK_BYTES / (row_bytes(a) * a.tiles.height(0)));
     const long blocks = (a.tiles.count + most - 1) / most, pairs = (w.panels + TILE_PANELS - 1) / TILE_PANELS;
     const Pieces pieces(blocks * pairs, team.size());
+    amx::Registers registers;
     for (long piece = thread, following; pieces.begin(piece) < pieces.count; piece = following) {
         following = team.size() + team.claim(1);
         const long end = pieces.begin(piece + 1);
@@ -278,10 +280,11 @@ void product(Team& team, int thread, const A& a, long rows, const Weight& w, Fin
             const long block = i / pairs, n = i % pairs * TILE_PANELS, after = i + 1 < end ? i + 1 : pieces.begin(following);
             const long first = a.tiles.count * block / blocks, last = a.tiles.count * (block + 1) / blocks;
             const long next = after < pieces.count ? after % pairs * TILE_PANELS : -1;
+            // By their full name, as matrix registers have a function of this one for some of these arguments.
             if (n + TILE_PANELS <= w.panels) {
-                finish_block<TILE_PANELS>(a, first, last, w, n, next, finish);
+                phx::finish_block<TILE_PANELS>(a, first, last, w, n, next, registers, finish);
             } else if constexpr (!Finish::PAIRS) {
-                finish_block<1>(a, first, last, w, n, next, finish);
+                phx::finish_block<1>(a, first, last, w, n, next, registers, finish);
             }
         }
     }

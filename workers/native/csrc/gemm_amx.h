@@ -1,6 +1,9 @@
 // Products of bf16 rows in matrix registers. A panel is a row of their tiles as it is: 16 pairs of inputs by 16 outputs.
 #pragma once
 
+#include <array>
+#include <optional>
+
 #include "ahead.h"
 #include "amx.h"
 #include "rows.h"
@@ -9,12 +12,21 @@ namespace phx::amx {
 
 #if defined(__AMX_BF16__)
 
+// A thread's tiles for products, shaped anew only where the rows' heights change: to shape them takes as long as 16 products.
 // Tiles 0 to 3 are sums of two tiles of rows and two panels, 4 and 5 those rows, 6 and 7 the weights.
-class ProductShapes : Shapes {
+class Registers {
   public:
-    ProductShapes(long first, long second)
-        : Shapes({{first, LINE}, {first, LINE}, {second, LINE}, {second, LINE},
-                  {first, LINE}, {second, LINE}, {HEIGHT, LINE}, {HEIGHT, LINE}}) {}
+    void shape(long first, long second) {
+        if (shapes_ && first == first_ && second == second_) return;
+        first_ = first, second_ = second;
+        shapes_.reset();
+        shapes_.emplace(std::array<Shape, 8>{{{first, LINE}, {first, LINE}, {second, LINE}, {second, LINE},
+                                              {first, LINE}, {second, LINE}, {HEIGHT, LINE}, {HEIGHT, LINE}}});
+    }
+
+  private:
+    std::optional<Shapes> shapes_;
+    long first_ = 0, second_ = 0;
 };
 
 // R tiles of rows by C panels; both are loaded once for two products each.
@@ -81,29 +93,30 @@ void finish_tiles(const Rows<bf16>& a, long t, const Weight& w, long n, const Ah
 
 // As the function of this name in gemm.h.
 template <int C, class Finish>
-void finish_block(const Rows<bf16>& a, long first, long last, const Weight& w, long n, long next, Finish& finish) {
+void finish_block(const Rows<bf16>& a, long first, long last, const Weight& w, long n, long next, Registers& registers,
+                  Finish& finish) {
     const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first <= 2 ? panels : 1;
     const auto ahead = [&](long t) {
         const long panel = (t - first) / 2 * lines;
         return panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
     };
     long t = first;
-    while (t + 2 <= last) {
-        const long heights[2] = {a.tiles.height(t), a.tiles.height(t + 1)};
-        const ProductShapes shapes(heights[0], heights[1]);
-        for (; t + 2 <= last && a.tiles.height(t + 1) == heights[1]; t += 2) {
-            finish_tiles<2, C>(a, t, w, n, ahead(t), finish);
-        }
+    for (; t + 2 <= last; t += 2) {
+        registers.shape(a.tiles.height(t), a.tiles.height(t + 1));
+        finish_tiles<2, C>(a, t, w, n, ahead(t), finish);
     }
     if (t < last) {
-        const ProductShapes shapes(a.tiles.height(t), 0);
+        registers.shape(a.tiles.height(t), a.tiles.height(t));
         finish_tiles<1, C>(a, t, w, n, ahead(t), finish);
     }
 }
 
 #else
 
-template <int C, class Finish> void finish_block(const Rows<bf16>&, long, long, const Weight&, long, long, Finish&) {}
+struct Registers {};
+
+template <int C, class Finish>
+void finish_block(const Rows<bf16>&, long, long, const Weight&, long, long, Registers&, Finish&) {}
 
 #endif
 
