@@ -38,6 +38,10 @@ class Grid:
     def values(self, codes: Tensor) -> Tensor:
         return self._wide(self.scales) * (codes.float() - self._wide(self.zeros))
 
+    def rounded(self, weight: Tensor) -> Tensor:
+        """The nearest values of the grid, [rows, cols]."""
+        return self.values(self.codes(weight))
+
     def _codes(self, values: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         if self.bits is None:
             return (values / scales).clamp(-_LARGEST, _LARGEST).to(_FLOAT).float()
@@ -55,7 +59,7 @@ def grid_of(weight: Tensor, rule: Quantise, stored: torch.dtype, importance: Ten
     a column's squared error counts.
     """
     bits = None if rule.type == "float" else rule.bits
-    group = weight.shape[1] if rule.group_size == "channel" else rule.group_size
+    group = rule.group(weight.shape[1])
     grouped = weight.view(len(weight), -1, group)
     least: Tensor | None = None
     scales = zeros = weight.new_empty(0)
@@ -64,7 +68,7 @@ def grid_of(weight: Tensor, rule: Quantise, stored: torch.dtype, importance: Ten
         scale = scale.to(stored).float()
         scale = torch.where(scale > 0, scale, 1.0)  # float16 has no scale for the least of values
         made = Grid(bits, group, scale, zero)
-        error = (made.values(made.codes(weight)) - weight).square()
+        error = (made.rounded(weight) - weight).square()
         if importance is not None:
             error *= importance
         error = error.view(grouped.shape).sum(dim=2)

@@ -141,7 +141,7 @@ class SmallerLayer:
                 settle = to_grid(grid) if zeros is None else to_kept(zeros, to_grid(grid))
                 weight = operate(weight, moments, bits.damping, ordered=bits.act_order, settle=settle)
             self.stored |= stored_tensors(full, weight, grid, bits, self._dtype)
-            self._weights[f"{stem}.weight"] = grid.values(grid.codes(weight))
+            self._weights[f"{stem}.weight"] = grid.rounded(weight)
 
     def _moments(self, inputs: Callable[[Tensor], Tensor]) -> Tensor:
         """[inputs, inputs] The mean of the inputs' products with each other, over all tokens."""
@@ -163,7 +163,9 @@ class SmallerLayer:
 
 
 def _need_moments(sparse: Sparsify | None, bits: Quantise | None) -> bool:
-    return (sparse is not None and sparse.method != "magnitude") or (bits is not None and bits.method != "rtn")
+    return (sparse is not None and sparse.method != "magnitude") or (
+        bits is not None and (bits.method == "gptq" or (bits.method == "awq" and bits.search))
+    )
 
 
 def _sparse(weight: Tensor, moments: Tensor | None, rule: Sparsify) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,10 @@ class Quantise(_Part):
     act_order: bool = True
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
 
+    def group(self, inputs: int) -> int:
+        """How many of an output's inputs share a scale."""
+        return inputs if self.group_size == "channel" else self.group_size
+
     @model_validator(mode="after")
     def _of_outputs(self) -> Self:
         for key, asked in (("type: float", self.type == "float"), ("activations: 8", self.activations == 8)):
@@ -156,7 +160,7 @@ def applied(recipe: Recipe, spec: ModelSpec, shape: ModelSpec) -> Work:
     work = Work(recipe, shape, _matched(recipe.sparsify, sizes), _matched(recipe.quantise, sizes))
     for stem, rule in work.quantise.items():
         inputs = sizes[stem][1]
-        if rule.group_size != "channel" and inputs % rule.group_size:
+        if inputs % rule.group(inputs):
             fitting = [size for size in (128, 64, 32) if inputs % size == 0]
             raise CompressionError(
                 f"group_size {rule.group_size} does not divide the {inputs} inputs of {stem}; use "

@@ -90,6 +90,5 @@ class Sensitivity:
 def _rounded(weights: dict[str, Tensor], names: Iterable[str], rule: Quantise) -> dict[str, Tensor]:
     for name in names:
         weight = weights[f"{name}.weight"]
-        grid = grid_of(weight, rule, torch.float32)
-        weights[f"{name}.weight"] = grid.values(grid.codes(weight))
+        weights[f"{name}.weight"] = grid_of(weight, rule, torch.float32).rounded(weight)
     return weights

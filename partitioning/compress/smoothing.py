@@ -30,7 +30,8 @@ def smoothing(
     plain = rule.model_copy(update={"search": False})
     best, least = torch.ones_like(inputs), float("inf")
     for scales in _tried(weights, inputs, rule):
-        lost = loss([_rounded(weight * scales, plain, stored) / scales for weight in weights])
+        scaled = [weight * scales for weight in weights]
+        lost = loss([grid_of(weight, plain, stored).rounded(weight) / scales for weight in scaled])
         if lost < least:
             best, least = scales, lost
     return best
@@ -49,10 +50,5 @@ def _tried(weights: Sequence[Tensor], inputs: Tensor, rule: Quantise) -> Iterato
 def _shares(weights: Sequence[Tensor], rule: Quantise) -> Tensor:
     """[inputs] How large an input's weights are beside the largest of their groups, on average."""
     every = torch.cat(list(weights)).abs()
-    grouped = every.view(len(every), -1, every.shape[1] if rule.group_size == "channel" else rule.group_size)
+    grouped = every.view(len(every), -1, rule.group(every.shape[1]))
     return (grouped / (grouped.amax(dim=2, keepdim=True) + 1e-6)).view(every.shape).mean(dim=0)
-
-
-def _rounded(weight: Tensor, rule: Quantise, stored: torch.dtype) -> Tensor:
-    grid = grid_of(weight, rule, stored)
-    return grid.values(grid.codes(weight))

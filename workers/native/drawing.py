@@ -10,12 +10,12 @@ from torch import Tensor
 
 from partitioning.plan import Span
 from workers.collectives import Group, SharedMemoryGroup
+from workers.native.calls import GroupCalls
 from workers.native.team import Team
 from workers.native.weights import LANES
 from workers.sampling.draws import Draws
 from workers.sampling.noise import token_keys
 
-_FAILED = 1
 _AllGather = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_long)
 
 
@@ -44,8 +44,8 @@ class NativeDrawing:
     def __init__(self, native: ctypes.CDLL, team: Team, vocab: Span, vocab_size: int, group: Group) -> None:
         self._native, self._team, self._group = native, team, group
         self._vocab, self._vocab_size = vocab, vocab_size
-        self._failure: BaseException | None = None
-        self._callback = _AllGather(self._all_gather)
+        self._calls = GroupCalls(group)
+        self._callback = _AllGather(self._calls.back(self._all_gather))
         self._gather = self._gatherer()
         self.token_keys = token_keys(torch.arange(vocab.start, vocab.start + -(-len(vocab) // LANES) * LANES))
 
@@ -63,11 +63,7 @@ class NativeDrawing:
         status = self._native.phx_draw(
             self._team.address, byref(shard), draws.ctypes.data, byref(self._gather), ids.data_ptr()
         )
-        if self._failure is not None:
-            raise self._failure
-        if status != 0:
-            assert isinstance(self._group, SharedMemoryGroup)
-            raise self._group.stalled()
+        self._calls.check(status)
         return ids
 
     def _gatherer(self) -> _Gather:
@@ -77,12 +73,7 @@ class NativeDrawing:
             return _Gather(function, self._group.native, self._group.size)
         return _Gather(ctypes.cast(self._callback, c_void_p), None, self._group.size)
 
-    def _all_gather(self, _: int, own: int, gathered: int, count: int) -> int:
-        try:
-            mine = torch.frombuffer((ctypes.c_char * count).from_address(own), dtype=torch.uint8)
-            everyones = self._group.all_gather(mine)
-            ctypes.memmove(gathered, everyones.data_ptr(), everyones.nbytes)
-        except BaseException as error:
-            self._failure = error
-            return _FAILED
-        return 0
+    def _all_gather(self, _: int, own: int, gathered: int, count: int) -> None:
+        mine = torch.frombuffer((ctypes.c_char * count).from_address(own), dtype=torch.uint8)
+        everyones = self._group.all_gather(mine)
+        ctypes.memmove(gathered, everyones.data_ptr(), everyones.nbytes)

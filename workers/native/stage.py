@@ -16,6 +16,7 @@ from partitioning.rotary import rotary_angles
 from workers.collectives import Group, SharedMemoryGroup
 from workers.model.stage import StageResult
 from workers.model.weights import LayerWeights, Matrix, WeightReader
+from workers.native.calls import GroupCalls
 from workers.native.drawing import NativeDrawing
 from workers.native.interface import declare
 from workers.native.team import Team
@@ -27,7 +28,6 @@ from workers.step_plan import StepPlan
 Kept = TypeVar("Kept")
 
 _DTYPES = ("float32", "bfloat16")
-_FAILED = 1
 _AllReduce = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_long)
 
 
@@ -102,7 +102,7 @@ class NativeStage:
         self._last = rank.stage == plan.pp - 1
         self._logits = torch.empty(0, len(rank.vocab))  # of the last step that was asked for any
         self._kept: list[object] = []  # what the library points to
-        self._failure: BaseException | None = None
+        self._calls = GroupCalls(group)
         layers = (_Layer * len(rank.layers))(*map(self._layer, weights.layers()))
         ends = weights.ends()
         head = self._packed(ends.head, sparse=False)
@@ -148,11 +148,7 @@ class NativeStage:
             result.logits = self._room(samples)
             step.logits, step.logits_stride = result.logits.data_ptr(), result.logits.shape[1]
         status = self._native.phx_stage_run(self._stage, ctypes.byref(step))
-        if self._failure is not None:
-            raise self._failure
-        if status != 0:
-            assert isinstance(self._group, SharedMemoryGroup)
-            raise self._group.stalled()
+        self._calls.check(status)
         return result
 
     def _room(self, samples: int) -> Tensor:
@@ -221,16 +217,12 @@ class NativeStage:
         if isinstance(self._group, SharedMemoryGroup):
             return _Reducer(ctypes.cast(self._native.phx_all_reduce_f32, c_void_p), self._group.native)
 
-        def all_reduce(_: int, address: int, count: int) -> int:
-            try:
-                x = torch.frombuffer((c_float * count).from_address(address), dtype=torch.float32)
-                self._group.all_reduce(x)
-            except BaseException as error:
-                self._failure = error
-                return _FAILED
-            return 0
+        group = self._group
 
-        return _Reducer(all_reduce=ctypes.cast(self._keep(_AllReduce(all_reduce)), c_void_p))
+        def all_reduce(_: int, address: int, count: int) -> None:
+            group.all_reduce(torch.frombuffer((c_float * count).from_address(address), dtype=torch.float32))
+
+        return _Reducer(all_reduce=ctypes.cast(self._keep(_AllReduce(self._calls.back(all_reduce))), c_void_p))
 
     def _keep(self, thing: Kept) -> Kept:
         self._kept.append(thing)
