@@ -1,13 +1,14 @@
 """Phalanx beside its peers on this machine, in turns: figures, and whether the targets are met.
 
 python -m benchmarks.compare HF_FOLDER [--vllm PYTHON] [--llama PYTHON --gguf FILE] [--rounds N] [--repeat N]
-    [--only ENGINE]... [--out benchmarks/results/NAME]
+    [--w8a8 FOLDER] [--only ENGINE]... [--out benchmarks/results/NAME]
 
 HF_FOLDER comes from benchmarks/export_hf.py, the Pythons from benchmarks/peers/install_*.py; FILE is written again in
-the types that are compared, into HF_FOLDER-gguf. Every round measures the machine's limits and runs every engine once,
-each alone, so that a busy spell of the machine meets all of them; the tables have medians over the rounds, and ratios
-are taken within a round. Engines whose threads wait for one another by spinning lose most where others use the cores:
-the figures of a busy machine say nothing, and how busy it was is printed with them.
+the types that are compared, into HF_FOLDER-gguf; --w8a8 is what `phalanx compress --recipe w8a8` made. Every round
+measures the machine's limits and runs every engine once, each alone, so that a busy spell of the machine meets all of
+them; the tables have medians over the rounds, and ratios are taken within a round. Engines whose threads wait for one
+another by spinning lose most where others use the cores: the figures of a busy machine say nothing, and how busy it was
+is printed with them.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def main(
     vllm: Annotated[Path | None, typer.Option(help="The Python of vLLM's environment.")] = None,
     llama: Annotated[Path | None, typer.Option(help="The Python of llama.cpp's environment.")] = None,
     gguf: Annotated[Path | None, typer.Option(help="The same weights as a GGUF file, for llama.cpp.")] = None,
+    w8a8: Annotated[Path | None, typer.Option(help="The same model as a W8A8 checkpoint.")] = None,
     rounds: int = 3,
     repeat: int = 3,
     only: Annotated[list[str] | None, typer.Option(help="Run these engines alone; may be given again.")] = None,
@@ -59,6 +61,8 @@ def main(
     engines = _engines(model, vllm)
     if llama is not None and gguf is not None:
         engines |= _gguf_engines(llama, gguf, model.with_name(f"{model.name}-gguf"))
+    if w8a8 is not None:
+        engines[names.OWN_W8A8] = _own(w8a8, weights="int8")
     if unknown := set(only or ()) - set(engines):
         raise typer.BadParameter(f"no engine {', '.join(sorted(unknown))}; there are {', '.join(engines)}")
     engines = {name: engine for name, engine in engines.items() if not only or name in only}
@@ -121,9 +125,9 @@ def _gguf_engines(llama: Path, gguf: Path, folder: Path) -> dict[str, Engine]:
     }
 
 
-def _own(model: Path, *options: str) -> Engine:
-    threads = () if options else ("--threads", str(_THREADS))
-    return Engine(model, (sys.executable, "-m", "benchmarks.serve", str(model), "--json", *threads, *options))
+def _own(model: Path, *layout: str, weights: str = "auto") -> Engine:
+    options = ("--weights", weights, *(layout or ("--threads", str(_THREADS))))
+    return Engine(model, (sys.executable, "-m", "benchmarks.serve", str(model), "--json", *options))
 
 
 def _peer(python: Path, module: str, model: Path) -> Engine:

@@ -1,8 +1,10 @@
-"""Weights in 8 or 4 bits, in groups of 32 inputs: the common ground of GGUF's simple blocks and of what is quantised
-while loading."""
+"""Weights in 8 or 4 bits. `Quantised`: in groups of 32 inputs, the common ground of GGUF's simple blocks and of what is
+quantised while loading. `Channels`: 8 bits with one scale for an output."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,8 +17,42 @@ GROUP = 32
 _SHRINK = torch.linspace(1.0, 0.75, 11)  # ranges tried for four bits, as parts of the group's whole range
 
 
+class Codes(ABC):
+    """A matrix [rows, cols] of integers with scales: codes uint8 of `bits`."""
+
+    bits: int
+    codes: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    @abstractmethod
+    def dequantise(self) -> Tensor:
+        """float32 [rows, cols]."""
+
+    @abstractmethod
+    def rows(self, which: Tensor) -> Self:
+        """Some of the rows."""
+
+    @abstractmethod
+    def columns(self, which: Span) -> Self:
+        """Some of the columns, where they can be had without looking at others. Raises ValueError."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Self: ...
+
+    @abstractmethod
+    def like(self, other: Codes) -> bool:
+        """Whether `stack` takes both."""
+
+    @abstractmethod
+    def stack(self, others: Sequence[Self]) -> Self:
+        """These and the rows of others below each other."""
+
+
 @dataclass(frozen=True)
-class Quantised:
+class Quantised(Codes):
     """w[row, col] = scales[row, col // 32] * codes[row, col] + offsets[row, col // 32]. Without offsets the codes are
     centred: the offset is -scale * 2**(bits - 1).
 
@@ -29,12 +65,7 @@ class Quantised:
     scales: Tensor
     offsets: Tensor | None = None
 
-    @property
-    def shape(self) -> torch.Size:
-        return self.codes.shape
-
     def dequantise(self) -> Tensor:
-        """float32 [rows, cols]."""
         cols = self.codes.shape[1]
         scales = self._by_column(self.scales)[:, :cols]
         if self.offsets is None:
@@ -42,12 +73,11 @@ class Quantised:
         return torch.addcmul(self._by_column(self.offsets)[:, :cols], scales, self.codes.float())
 
     def rows(self, which: Tensor) -> Self:
-        """Some of the rows."""
         offsets = None if self.offsets is None else self.offsets[which]
         return type(self)(self.bits, self.codes[which], self.scales[which], offsets)
 
     def columns(self, which: Span) -> Self:
-        """Columns that begin at a whole group."""
+        """Those that begin at a whole group."""
         if which == Span(0, self.codes.shape[1]):
             return self
         if which.start % GROUP:
@@ -61,9 +91,58 @@ class Quantised:
         offsets = None if self.offsets is None else self.offsets.to(device)
         return type(self)(self.bits, self.codes.to(device), self.scales.to(device), offsets)
 
+    def like(self, other: Codes) -> bool:
+        return (
+            isinstance(other, Quantised)
+            and self.bits == other.bits
+            and (self.offsets is None) == (other.offsets is None)
+        )
+
+    def stack(self, others: Sequence[Self]) -> Self:
+        parts = (self, *others)
+        offsets = [part.offsets for part in parts if part.offsets is not None]
+        return type(self)(
+            self.bits,
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.scales for part in parts]),
+            torch.cat(offsets) if offsets else None,
+        )
+
     @staticmethod
     def _by_column(table: Tensor) -> Tensor:
         return table.float().repeat_interleave(GROUP, dim=1)
+
+
+@dataclass(frozen=True)
+class Channels(Codes):
+    """w[row, col] = scales[row] * (codes[row, col] - 128). Products round their other side to 8 bits as well, with one
+    scale for each token, so that they are sums of integers from the first input to the last (W8A8).
+
+    codes uint8 [rows, cols]; scales float32 [rows].
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits = 8
+
+    def dequantise(self) -> Tensor:
+        return self.scales.unsqueeze(1) * (self.codes.float() - 128)
+
+    def rows(self, which: Tensor) -> Self:
+        return type(self)(self.codes[which], self.scales[which])
+
+    def columns(self, which: Span) -> Self:
+        return type(self)(self.codes[:, which.start : which.stop].contiguous(), self.scales)
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(self.codes.to(device), self.scales.to(device))
+
+    def like(self, other: Codes) -> bool:
+        return isinstance(other, Channels)
+
+    def stack(self, others: Sequence[Self]) -> Self:
+        parts = (self, *others)
+        return type(self)(torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts]))
 
 
 def quantise(weight: Tensor, bits: int) -> Quantised:

@@ -22,9 +22,13 @@ SIZES: dict[str, Any] = {"hidden_size": 288, "head_dim": 32, "intermediate_size"
 Packer = Callable[[str, Tensor], dict[str, Tensor]]
 
 
-def make_compressed(folder: Path, weights: dict[str, Any], kind: str, family: str = "llama", **sizes: Any) -> Path:
-    """`weights` as in compressed-tensors' QuantizationArgs; `kind` is the format, such as pack-quantized."""
+def make_compressed(
+    folder: Path, weights: dict[str, Any], kind: str, family: str = "llama", inputs: bool = False, **sizes: Any
+) -> Path:
+    """`weights` as in compressed-tensors' QuantizationArgs; `kind` is the format, such as pack-quantized; `inputs`:
+    activations are in 8 bits, with a scale for each token."""
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
     compressor = BaseCompressor.get_value_from_registry(kind)
     args = scheme.weights
 
@@ -59,6 +63,7 @@ def make_compressed(folder: Path, weights: dict[str, Any], kind: str, family: st
                 "targets": ["Linear"],
                 "weights": json.loads(scheme.weights.model_dump_json()),
                 "format": kind,
+                **({"input_activations": activations} if inputs else {}),
             }
         },
     }

@@ -1,6 +1,6 @@
 """llm-compressor's checkpoint of a model, on the same calibration windows: what `phalanx compress` is held against.
 
-python benchmarks/peers/llm_compressor.py FOLDER WINDOWS.json OUT gptq|awq|rtn|fp8|sparsegpt|wanda
+python benchmarks/peers/llm_compressor.py FOLDER WINDOWS.json OUT gptq|awq|rtn|w8a8|fp8|sparsegpt|wanda
 
 In an environment of its own (`pip install llmcompressor`), as it pins other versions of transformers. WINDOWS.json is
 a list of lists of token ids.
@@ -20,6 +20,7 @@ from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from transformers import AutoModelForCausalLM
 
 
@@ -40,6 +41,10 @@ def main(folder: str, windows: Path, out: str, method: str) -> None:
             QuantizationModifier(config_groups=groups(symmetric=False), ignore=["lm_head"]),
         ],
         "rtn": lambda: QuantizationModifier(config_groups=groups(symmetric=True), ignore=["lm_head"]),
+        "w8a8": lambda: [
+            SmoothQuantModifier(smoothing_strength=0.8),
+            GPTQModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"], dampening_frac=0.01),
+        ],
         "fp8": lambda: QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]),
         "sparsegpt": lambda: SparseGPTModifier(sparsity=0.5, mask_structure="2:4", ignore=["re:.*lm_head"]),
         "wanda": lambda: WandaPruningModifier(sparsity=0.5, mask_structure="0:0", ignore=["re:.*lm_head"]),

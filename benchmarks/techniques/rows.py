@@ -62,6 +62,7 @@ ROWS = (
     Row("bf16"),
     Row("int8 weights (Q8_0)", weights="int8"),
     Row("W8A8", checkpoint="w8a8", weights="auto"),
+    Row("W8A8, head in 8 bits", checkpoint="w8a8", weights="int8"),
     Row("4 bits, rounded", checkpoint="w4-rtn", weights="auto"),
     Row("4 bits, GPTQ", checkpoint="w4-gptq", weights="auto"),
     Row("4 bits, AWQ", checkpoint="w4-awq", weights="auto"),
@@ -84,7 +85,7 @@ def _quantised(rule: Callable[[ModelSpec], Quantise]) -> Callable[[ModelSpec], R
 
 
 RECIPES: dict[str, Callable[[ModelSpec], Recipe]] = {
-    "w8a8": _quantised(lambda _: Quantise(method="gptq", bits=8, group_size="channel", activations=8)),
+    "w8a8": _quantised(lambda _: Quantise(method="gptq", bits=8, group_size="channel", activations=8, smooth=True)),
     "w4-rtn": _quantised(lambda spec: Quantise(method="rtn", group_size=group_size(spec))),
     "w4-gptq": _quantised(lambda spec: Quantise(method="gptq", group_size=group_size(spec), search=True)),
     "w4-awq": _quantised(

@@ -16,7 +16,7 @@ from partitioning.plan import Span
 if TYPE_CHECKING:  # torch takes a second to import, which describing a model need not
     import torch
 
-    from partitioning.quantised import Quantised
+    from partitioning.quantised import Codes
 
 
 class CheckpointError(ValueError):
@@ -58,7 +58,7 @@ class Checkpoint(ABC):
         Raises CheckpointError for a name that the checkpoint lacks or a span outside the tensor.
         """
 
-    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Quantised | None:
+    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Codes | None:
         """The same slice as the file's own 8 or 4-bit codes, or None where it has none of a supported type, or where
         `cols` cuts through a group of them. Raises as `read` does."""
         return None

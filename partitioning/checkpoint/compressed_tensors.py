@@ -34,16 +34,33 @@ class _Weights(BaseModel):
     strategy: Literal["tensor", "channel", "group"] | None = None
     group_size: int | None = Field(default=None, ge=-1, le=2**31)
 
-    def scheme(self) -> Scheme:
+    def scheme(self, inputs: _Inputs | None) -> Scheme:
         grouped = self.group_size is not None and self.group_size > 0
         per_tensor = self.strategy == "tensor" or (self.strategy is None and self.group_size is None)
         group = self.group_size if grouped and self.strategy in (None, "group") else None
-        return Scheme(self.num_bits, group, self.symmetric, self.type == "float", per_tensor)
+        rounds_inputs = inputs is not None and inputs.in_eight_bits
+        return Scheme(self.num_bits, group, self.symmetric, self.type == "float", per_tensor, rounds_inputs)
+
+
+class _Inputs(BaseModel):
+    """How activations are rounded before a product. Static scales are not used: each token gets its own."""
+
+    model_config = ConfigDict(strict=True)
+    num_bits: int
+    type: Literal["int", "float"] = "int"
+    symmetric: bool = True
+    strategy: str | None = None
+
+    @property
+    def in_eight_bits(self) -> bool:
+        whole = self.strategy in (None, "tensor", "token")
+        return self.num_bits == 8 and self.type == "int" and self.symmetric and whole
 
 
 class _Group(BaseModel):
     model_config = ConfigDict(strict=True)
     weights: _Weights | None = None
+    input_activations: _Inputs | None = None
 
 
 class _Config(BaseModel):
@@ -78,7 +95,11 @@ def read_compressed_tensors(fields: dict[str, Any], path: Path) -> Quantisation:
                 f"{path}: quantization_config.{key} {value} is not supported; save the model compressed and without it "
                 "(llm-compressor: save_pretrained(..., save_compressed=True))"
             )
-    schemes = [group.weights.scheme() for group in config.config_groups.values() if group.weights is not None]
+    schemes = [
+        group.weights.scheme(group.input_activations)
+        for group in config.config_groups.values()
+        if group.weights is not None
+    ]
     return _CompressedTensors(path, schemes)
 
 

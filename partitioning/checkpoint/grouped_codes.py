@@ -9,7 +9,7 @@ from torch import Tensor
 
 from partitioning.checkpoint.base import CheckpointError
 from partitioning.plan import Span
-from partitioning.quantised import GROUP, Quantised
+from partitioning.quantised import GROUP, Channels, Quantised
 
 _LEAST_SCALE = 2.0**-14  # of float16 at full precision
 
@@ -48,6 +48,12 @@ class GroupedCodes:
             return None
         offsets = None if self.zeros is None else (-scales * self.zeros[:, used]).half()
         return Quantised(self.bits, self.codes, scales.half(), offsets)
+
+    def channels(self) -> Channels | None:
+        """The same with one scale for an output, where it has no more."""
+        if self.bits != 8 or self.zeros is not None or self.scales.shape[1] > 1:
+            return None
+        return Channels(self.codes, self.scales[:, 0].contiguous())
 
 
 def groups_of(stem: str, order: Tensor | None, cols: Span, size: int, count: int) -> Tensor:

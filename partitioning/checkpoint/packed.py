@@ -24,13 +24,20 @@ _GROUP = 32  # of `partitioning.quantised`, which needs torch
 @dataclass(frozen=True)
 class Scheme:
     """How a matrix was quantised: to integers of `bits`, or to 8-bit floats; each `group` of inputs of an output has a
-    scale, each output where it is None; `symmetric` ones have no zero points. `per_tensor`: one scale for all."""
+    scale, each output where it is None; `symmetric` ones have no zero points. `per_tensor`: one scale for all.
+    `rounds_inputs`: its products round the other side to 8 bits too, with one scale for a token."""
 
     bits: int
     group: int | None
     symmetric: bool
     floats: bool = False
     per_tensor: bool = False
+    rounds_inputs: bool = False
+
+    @property
+    def in_channels(self) -> bool:
+        """Whether products are of integers from the first input to the last (W8A8)."""
+        return self.rounds_inputs and self.bits == 8 and self.group is None and self.symmetric and not self.floats
 
     def groups(self, inputs: int) -> int:
         return 1 if self.group is None else -(-inputs // self.group)

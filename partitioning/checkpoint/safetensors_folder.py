@@ -19,7 +19,7 @@ from partitioning.plan import Span
 if TYPE_CHECKING:
     import torch
 
-    from partitioning.quantised import Quantised
+    from partitioning.quantised import Codes
 
 _FLOATS: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -64,13 +64,15 @@ class SafetensorsFolder(Checkpoint):
             raise CheckpointError(f"{self.spec.name} has no tensor {name}")
         return self._files.read(name, rows, cols)
 
-    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Quantised | None:
+    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Codes | None:
         matrix = self._packed.get(name)
         if matrix is None or not matrix.has_blocks:
             return None
         from partitioning.quantised import GROUP  # needs torch
 
         rows, cols = _both(matrix, rows, cols)
+        if matrix.scheme.in_channels:
+            return matrix.read(self._files, rows, cols).channels()
         if cols.start % GROUP or (cols.stop % GROUP and cols.stop != matrix.shape[1]):
             return None
         return matrix.read(self._files, rows, cols).blocks()

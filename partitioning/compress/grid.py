@@ -81,6 +81,18 @@ def grid_of(weight: Tensor, rule: Quantise, stored: torch.dtype, importance: Ten
     return Grid(bits, group, scales, zeros)
 
 
+def rounded_tokens(x: Tensor, rule: Quantise) -> Tensor:
+    """Activations [..., inputs] as products see them: where the rule says so, in 8 bits with one scale for a token."""
+    if rule.activations != 8:
+        return x
+    most = x.abs().amax(dim=-1, keepdim=True)
+    if rule.type == "float":
+        scale = torch.where(most > 0, most / _LARGEST, 1.0)
+        return (x / scale).clamp(-_LARGEST, _LARGEST).to(_FLOAT).float() * scale
+    scale = torch.where(most > 0, most / 127, 1.0)
+    return (x / scale).round() * scale
+
+
 def _range(grouped: Tensor, rule: Quantise, part: float) -> tuple[Tensor, Tensor]:
     """Scales and zero points [rows, groups] of a part of each group's range, which has zero in it."""
     steps = 2 * _LARGEST if rule.type == "float" else 2**rule.bits - 1

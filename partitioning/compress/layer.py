@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from partitioning.compress.forward import Layer
-from partitioning.compress.grid import grid_of, stored_tensors
+from partitioning.compress.grid import grid_of, rounded_tokens, stored_tensors
 from partitioning.compress.recipe import Quantise, Sparsify, Work
 from partitioning.compress.smoothing import smoothing
 from partitioning.compress.structure import kept_columns, kept_kv_heads, refitted, rows_of
@@ -98,7 +98,7 @@ class SmallerLayer:
         with other matrices and those inputs, change least; `before` takes the scales back."""
         rules = {self._work.quantise.get(self._full(stem)) for stem in stems}
         rule = rules.pop()
-        if rules or rule is None or rule.method != "awq":
+        if rules or rule is None or not rule.smooths:
             return
         weights, names = self._weights, [f"{stem}.weight" for stem in stems]
         assert self._hidden is not None
@@ -106,9 +106,10 @@ class SmallerLayer:
         some = [inputs(chunk) for chunk in torch.split(self._hidden[::every], _CHUNK)]
         wanted = [outputs(self._layer, x) for x in some]
 
-        def loss(rounded: Sequence[Tensor]) -> float:
+        def loss(rounded: Sequence[Tensor], scales: Tensor) -> float:
             new = Layer(self._spec, self._window, weights | dict(zip(names, rounded, strict=True)))
-            return sum(float((outputs(new, x) - y).square().sum()) for x, y in zip(some, wanted, strict=True))
+            seen = [rounded_tokens(x / scales, rule) * scales for x in some]
+            return sum(float((outputs(new, x) - y).square().sum()) for x, y in zip(seen, wanted, strict=True))
 
         sizes = [inputs(chunk).abs().mean(dim=(0, 1)) for chunk in torch.split(self._hidden, 1)]
         size = torch.stack(sizes).mean(dim=0)

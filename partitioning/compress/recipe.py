@@ -34,7 +34,9 @@ class Quantise(_Part):
     """`group_size` inputs of an output share a scale, all of them where it is "channel". A `type` of float writes FP8,
     E4M3 floats. `activations` of 8 writes a W8A8 checkpoint, whose engine rounds activations to 8 bits of that type for
     each token. `search`: try narrower ranges, and keep the one of least squared error, weighed by the inputs' squares
-    where the method looks at them."""
+    where the method looks at them. `smooth`: scales for the inputs, which the norm or the product before takes back, as
+    `awq` always has them; with `activations` of 8 those with which rounding both sides loses least (Xiao et al.,
+    "SmoothQuant", 2022)."""
 
     matrices: tuple[str, ...] = ("*",)
     method: Literal["rtn", "gptq", "awq"] = "gptq"
@@ -44,12 +46,17 @@ class Quantise(_Part):
     symmetric: bool = True
     activations: Literal[8, 16] = 16
     search: bool = False
+    smooth: bool = False
     act_order: bool = True
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
 
     def group(self, inputs: int) -> int:
         """How many of an output's inputs share a scale."""
         return inputs if self.group_size == "channel" else self.group_size
+
+    @property
+    def smooths(self) -> bool:
+        return self.smooth or self.method == "awq"
 
     @model_validator(mode="after")
     def _of_outputs(self) -> Self:
@@ -98,7 +105,8 @@ class Recipe(_Part):
         """Whether activations decide anything."""
         methods: set[str] = {rule.method for rule in self.sparsify}
         methods |= {rule.method for rule in self.quantise}
-        return self.structure is not None or bool(methods - {"rtn", "magnitude"})
+        smooths = any(rule.smooths for rule in self.quantise)
+        return self.structure is not None or smooths or bool(methods - {"rtn", "magnitude"})
 
 
 NAMED = {
@@ -106,7 +114,7 @@ NAMED = {
     "w4a16-gptq": Recipe(quantise=(Quantise(method="gptq", search=True),)),
     "w4a16-awq": Recipe(quantise=(Quantise(method="awq", symmetric=False, search=True),)),
     "w8a16-rtn": Recipe(quantise=(Quantise(method="rtn", bits=8),)),
-    "w8a8": Recipe(quantise=(Quantise(method="gptq", bits=8, group_size="channel", activations=8),)),
+    "w8a8": Recipe(quantise=(Quantise(method="gptq", bits=8, group_size="channel", activations=8, smooth=True),)),
     "fp8": Recipe(quantise=(Quantise(method="rtn", type="float", bits=8, group_size="channel", activations=8),)),
     "2:4-sparsegpt": Recipe(sparsify=(Sparsify(method="sparsegpt", pattern="2:4"),)),
     "half-wanda": Recipe(sparsify=(Sparsify(method="wanda"),)),

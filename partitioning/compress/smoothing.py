@@ -20,18 +20,19 @@ def smoothing(
     inputs: Tensor,
     rule: Quantise,
     stored: torch.dtype,
-    loss: Callable[[Sequence[Tensor]], float],
+    loss: Callable[[Sequence[Tensor], Tensor], float],
 ) -> Tensor:
     """The scales [inputs] for which `weights * scales`, rounded and divided by them again, lose least.
 
     weights [outputs, inputs] of products that multiply the same inputs, whose mean magnitude `inputs` [inputs] is;
-    `loss` says what the model loses with other weights in their place.
+    `loss` says what the model loses with other weights in their place, if the scales divide the inputs before they are
+    rounded.
     """
     plain = rule.model_copy(update={"search": False})
     best, least = torch.ones_like(inputs), float("inf")
     for scales in _tried(weights, inputs, rule):
         scaled = [weight * scales for weight in weights]
-        lost = loss([grid_of(weight, plain, stored).rounded(weight) / scales for weight in scaled])
+        lost = loss([grid_of(weight, plain, stored).rounded(weight) / scales for weight in scaled], scales)
         if lost < least:
             best, least = scales, lost
     return best

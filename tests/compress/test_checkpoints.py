@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from partitioning.checkpoint import open_checkpoint
 from partitioning.checkpoint.tensors import model_tensors
@@ -117,6 +119,30 @@ def test_eight_bit_activations_are_asked_for_in_the_configuration(
     ours = torch.empty(307).index_copy_(0, torch.tensor(ids), torch.tensor(values))
     # Floats are rounded to three bits of mantissa there.
     assert (ours - expected).abs().max() < (0.1 if kind == "int" else 0.2) * expected.abs().max()
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_scales_that_even_out_the_inputs_lose_less_in_eight_bits(tiny: Path, tmp_path: Path, method: str) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny, source)
+    tensors = load_file(source / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith("layernorm.weight"):
+            tensor[::37] *= 10
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    wanted = {"method": method, "bits": 8, "group_size": "channel", "activations": 8}
+    prompts = prompts_of((33, 21, 50, 64), 307)
+
+    def logits(folder: Path) -> torch.Tensor:
+        reference = Reference(folder)
+        return torch.stack([reference.logits(prompt) for prompt in prompts])
+
+    expected = logits(source)
+    plain, even = (
+        logits(run(source, {"quantise": [wanted | {"smooth": smooth}]}, tmp_path / str(smooth)))
+        for smooth in (False, True)
+    )
+    assert (even - expected).norm() < 0.8 * (plain - expected).norm()
 
 
 def test_floats_of_widths_that_no_group_divides_are_cut_over_ranks(tmp_path: Path) -> None:

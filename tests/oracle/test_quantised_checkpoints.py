@@ -11,10 +11,11 @@ import torch
 from partitioning.checkpoint import open_checkpoint
 from partitioning.checkpoint.tensors import model_tensors
 from partitioning.plan import Span
-from partitioning.quantised import Quantised
+from partitioning.quantised import Channels, Quantised
 from tests.oracle.references import Reference, prompts_of
 from tests.replicas import config_for, generate, plan_for, thread_replica
 from tests.tiny_quantised import float_twin, make_awq, make_compressed, make_gptq
+from workers.local import LocalReplica
 from workers.request import SamplingParams
 
 LENGTHS = (5, 21)
@@ -88,12 +89,29 @@ def test_codes_that_are_kept_give_the_logits_of_the_weights_that_they_mean(tmp_p
     (prompt,) = prompts_of((33,), twin.vocab_size)
     plan = plan_for(folder, tp=2, dtype=dtype)
     with thread_replica(plan, config_for(plan)) as replica:
-        ((_, outputs),) = generate(replica, [prompt], SamplingParams(max_tokens=1, logprobs=twin.vocab_size))
-    ours = torch.empty(twin.vocab_size)
-    ids, values = zip(*outputs[0].logprobs[0].top, strict=True)
-    ours[torch.tensor(ids)] = torch.tensor(values)
+        ours = _logprobs(replica, prompt, twin.vocab_size)
     expected = twin.logits(prompt).log_softmax(-1)
     assert (ours - expected).abs().max() / expected.abs().max() < (1e-4 if dtype == "float32" else 0.06)
+
+
+@pytest.mark.parametrize("tp", [1, 3])
+def test_w8a8_differs_from_its_weights_by_the_rounding_of_activations(tmp_path: Path, tp: int) -> None:
+    folder = make_compressed(tmp_path, {"num_bits": 8, "strategy": "channel"}, "int-quantized", inputs=True)
+    _slices_are_those_of_the_whole(folder)
+    rounding, plain = Reference(folder), Reference(float_twin(folder))  # the former rounds them too
+    (prompt,) = prompts_of((33,), plain.vocab_size)
+    plan = plan_for(folder, tp=tp, dtype="bfloat16")
+    with thread_replica(plan, config_for(plan)) as replica:
+        ours = _logprobs(replica, prompt, plain.vocab_size)
+    for reference in (rounding, plain):
+        expected = reference.logits(prompt).log_softmax(-1)
+        assert (ours - expected).abs().max() / expected.abs().max() < 0.1
+
+
+def _logprobs(replica: LocalReplica, prompt: list[int], vocab_size: int) -> torch.Tensor:
+    ((_, outputs),) = generate(replica, [prompt], SamplingParams(max_tokens=1, logprobs=vocab_size))
+    ids, values = zip(*outputs[0].logprobs[0].top, strict=True)
+    return torch.empty(vocab_size).index_copy_(0, torch.tensor(ids), torch.tensor(values))
 
 
 def _means_its_twin(folder: Path, held: bool) -> None:
@@ -124,5 +142,7 @@ def _slices_are_those_of_the_whole(folder: Path) -> None:
                     part = whole[rows.start : rows.stop, cols.start : cols.stop]
                     assert torch.equal(checkpoint.read(name, rows, cols), part)
                     blocks = checkpoint.read_quantised(name, rows, cols)
-                    if isinstance(blocks, Quantised):
+                    if isinstance(blocks, Channels):
+                        assert torch.equal(blocks.dequantise(), part)
+                    elif isinstance(blocks, Quantised):
                         torch.testing.assert_close(blocks.dequantise(), part, atol=2e-3, rtol=2e-3)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partitioning.plan import Span
-from partitioning.quantised import Quantised
+from partitioning.quantised import Codes
 from partitioning.rotary import rotate
 from workers.collectives import Group
 from workers.model.attention import KVCache, attend
@@ -35,7 +35,7 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = self._weight
-        return F.linear(x, weight.dequantise().to(x.dtype) if isinstance(weight, Quantised) else weight, self._bias)
+        return F.linear(x, weight.dequantise().to(x.dtype) if isinstance(weight, Codes) else weight, self._bias)
 
 
 class Embedding:
@@ -54,7 +54,7 @@ class Embedding:
         return self._group.all_reduce(self._rows(torch.where(mine, tokens - self._vocab.start, 0)) * mine.unsqueeze(1))
 
     def _rows(self, tokens: Tensor) -> Tensor:
-        if isinstance(self._weight, Quantised):
+        if isinstance(self._weight, Codes):
             return self._weight.rows(tokens).dequantise().to(self._dtype)
         return F.embedding(tokens, self._weight)
 

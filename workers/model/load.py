@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from partitioning.plan import Plan, RankPlan
-from partitioning.quantised import Quantised
+from partitioning.quantised import Codes
 from workers.collectives import Group
 from workers.model.attention import KVCache
 from workers.model.decoder import Decoder
@@ -88,10 +88,10 @@ class _Loader:
 
     def _product(self, matrix: Matrix) -> Matrix:
         kept = self._matrix(matrix)
-        return kept if isinstance(kept, Quantised) else without_zeros(kept)
+        return kept if isinstance(kept, Codes) else without_zeros(kept)
 
     def _matrix(self, matrix: Matrix) -> Matrix:
-        return matrix.to(self._device) if isinstance(matrix, Quantised) else self._on(matrix)
+        return matrix.to(self._device) if isinstance(matrix, Codes) else self._on(matrix)
 
     def _on(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, self._dtype)

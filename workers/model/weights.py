@@ -15,9 +15,9 @@ from torch import Tensor
 
 from partitioning.checkpoint import Checkpoint
 from partitioning.plan import Plan, RankPlan, Span
-from partitioning.quantised import Quantised, quantise
+from partitioning.quantised import Codes, quantise
 
-Matrix: TypeAlias = Tensor | Quantised  # [outputs, inputs]
+Matrix: TypeAlias = Tensor | Codes  # [outputs, inputs]
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ class WeightReader:
 
     def _alike(self, parts: Sequence[Matrix], at_least_bits: int = 0) -> list[Matrix]:
         """All of one kind, the one the plan asks for; blocks of different kinds become plain floats."""
-        blocks = [part for part in parts if isinstance(part, Quantised)]
-        if len(blocks) == len(parts) and len({(part.bits, part.offsets is None) for part in blocks}) == 1:
+        blocks = [part for part in parts if isinstance(part, Codes)]
+        if len(blocks) == len(parts) and all(blocks[0].like(part) for part in blocks):
             return list(parts)
-        plain = [part.dequantise() if isinstance(part, Quantised) else part for part in parts]
+        plain = [part.dequantise() if isinstance(part, Codes) else part for part in parts]
         if self._plan.weights in ("int8", "int4"):
             bits = max(at_least_bits, int(self._plan.weights.removeprefix("int")))
             return [quantise(part.float(), bits) for part in plain]
@@ -130,13 +130,5 @@ class WeightReader:
 
 def stacked(parts: Sequence[Matrix]) -> Matrix:
     """Matrices of one kind as one, below each other."""
-    blocks = [part for part in parts if isinstance(part, Quantised)]
-    if not blocks:
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    offsets = [part.offsets for part in blocks if part.offsets is not None]
-    return Quantised(
-        blocks[0].bits,
-        torch.cat([part.codes for part in blocks]),
-        torch.cat([part.scales for part in blocks]),
-        torch.cat(offsets) if offsets else None,
-    )
+    codes = [part for part in parts if isinstance(part, Codes)]
+    return codes[0].stack(codes[1:]) if codes else torch.cat([part for part in parts if isinstance(part, Tensor)])

@@ -58,7 +58,8 @@ _AVX512 = Level(
         "-mfma", "-mf16c", "-mbmi2", "-mprefer-vector-width=512",
     ),
 )  # fmt: skip
-_AMX = Level("amx", _AVX512.needs | {"amx_tile", "amx_bf16"}, (*_AVX512.flags, "-mamx-tile", "-mamx-bf16"))
+_AMX = Level("amx", _AVX512.needs | {"amx_tile", "amx_bf16", "amx_int8"},
+             (*_AVX512.flags, "-mamx-tile", "-mamx-bf16", "-mamx-int8"))  # fmt: skip
 LEVELS = (
     _AMX,
     _AVX512,

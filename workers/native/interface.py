@@ -12,6 +12,7 @@ _SIGNATURES = {
     "phx_weight_pack_f32": (None, c_void_p, c_void_p, c_long, c_long, c_long),
     "phx_weight_pack_bf16": (None, c_void_p, c_void_p, c_long, c_long, c_long),
     "phx_weight_pack_codes": (None, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_long),
+    "phx_weight_pack_channels": (None, c_void_p, c_void_p, c_void_p, c_long, c_long, c_long),
     "phx_product": (None, c_void_p, c_void_p, c_long, c_void_p, c_int, c_long),
     "phx_skips_zeros": (c_int,),
     "phx_in_matrix_registers": (c_int,),

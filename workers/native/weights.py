@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from partitioning.quantised import Quantised
+from partitioning.quantised import Channels, Codes, Quantised
 from workers.model.weights import Matrix
 
 LANES = 16  # outputs of a panel
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1}
 _CODES = {8: 2, 4: 3}
+_CHANNELS = 4
 _MOST_KEPT = 11 / 16  # of a sparse panel's values: a bit for each and these are three quarters of all
 
 
@@ -28,7 +29,7 @@ class PackedWeight:
         outputs, inputs = first.shape
         panels = -(-outputs // LANES) * len(parts)
         offsets = isinstance(first, Quantised) and first.offsets is not None
-        kind = _CODES[first.bits] if isinstance(first, Quantised) else _FORMATS[first.dtype]
+        kind = _kind(first)
         self.kept = _kept(parts) if sparse and native.phx_skips_zeros() else 0
         self.address: int | None = native.phx_weight_new(kind, outputs * len(parts), inputs, panels, self.kept, offsets)
         if self.address is None:
@@ -55,17 +56,27 @@ class PackedWeight:
                 first,
                 step,
             )
+        elif isinstance(part, Channels):
+            codes, scales = part.codes.contiguous(), part.scales.contiguous()
+            native.phx_weight_pack_channels(self.address, codes.data_ptr(), scales.data_ptr(), rows, first, step)
         else:
+            assert isinstance(part, Tensor)
             pack = native.phx_weight_pack_f32 if part.dtype == torch.float32 else native.phx_weight_pack_bf16
             values = part.contiguous()
             pack(self.address, values.data_ptr(), rows, first, step)
+
+
+def _kind(matrix: Matrix) -> int:
+    if isinstance(matrix, Codes):
+        return _CHANNELS if isinstance(matrix, Channels) else _CODES[matrix.bits]
+    return _FORMATS[matrix.dtype]
 
 
 def _kept(parts: Sequence[Matrix]) -> int:
     """The most values beside zeros that a panel has; 0 where leaving zeros out would save too little."""
     most = 0
     for part in parts:
-        if isinstance(part, Quantised) or part.dtype != torch.bfloat16:
+        if isinstance(part, Codes) or part.dtype != torch.bfloat16:
             return 0
         for begin in range(0, part.shape[0], LANES):
             most = max(most, int(part[begin : begin + LANES].count_nonzero()))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partitioning.compress.recipe import Sparsify
 from partitioning.compress.surgeon import least_of
-from partitioning.quantised import GROUP, Quantised, quantise
+from partitioning.quantised import GROUP, Channels, Codes, Quantised, quantise
 from workers.model.weights import Matrix
 from workers.native.build import LEVELS, BuildError, build, find_compiler, processor_flags
 from workers.native.interface import declare
@@ -19,7 +19,7 @@ from workers.native.weights import PackedWeight
 
 ROWS = (1, 2, 3, 4, 5, 12, 13, 16, 29, 33)
 SIZES = ((1, 1), (15, 31), (16, 32), (17, 33), (50, 75), (96, 576), (33, 1), (1, 100))
-FORMS = ("float32", "bfloat16", "2:4", "half zeros", "int8", "int4", "centred int4")
+FORMS = ("float32", "bfloat16", "2:4", "half zeros", "int8", "int4", "centred int4", "w8a8")
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "2:4": torch.bfloat16, "half zeros": torch.bfloat16}
 
 
@@ -52,6 +52,9 @@ def weight(form: str, outputs: int, inputs: int, seed: int = 0) -> Matrix:
     values = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
     if form == "int8":
         return quantise(values, 8)
+    if form == "w8a8":
+        scales = values.abs().amax(dim=1) / 127
+        return Channels(((values / scales.unsqueeze(1)).round() + 128).to(torch.uint8), scales)
     if form == "int4":
         return quantise(values, 4)
     if form == "centred int4":
@@ -66,20 +69,21 @@ def weight(form: str, outputs: int, inputs: int, seed: int = 0) -> Matrix:
 
 
 def rounded(x: Tensor, form: str) -> Tensor:
-    """Activations as the format has them: float32, bfloat16, or 8 bits with a scale for every 32."""
+    """Activations as the format has them: float32, bfloat16, or 8 bits with a scale for every 32 or for all."""
     if form == "float32":
         return x
     if form in FLOATS:
         return x.bfloat16().float()
-    groups = -(-x.shape[1] // GROUP)
-    padded = torch.nn.functional.pad(x, (0, groups * GROUP - x.shape[1])).view(len(x), groups, GROUP)
+    group = x.shape[1] if form == "w8a8" else GROUP
+    groups = -(-x.shape[1] // group)
+    padded = torch.nn.functional.pad(x, (0, groups * group - x.shape[1])).view(len(x), groups, group)
     most = padded.abs().amax(dim=2, keepdim=True)
     scales = torch.where(most > 0, most / 127, 1.0)
     return ((padded / scales).round() * scales).view(len(x), -1)[:, : x.shape[1]]
 
 
 def plain(matrix: Matrix) -> Tensor:
-    return matrix.dequantise() if isinstance(matrix, Quantised) else matrix.float()
+    return matrix.dequantise() if isinstance(matrix, Codes) else matrix.float()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -131,7 +135,7 @@ def test_panels_of_two_matrices_take_turns(native: ctypes.CDLL, form: str) -> No
         )
 
 
-@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("form", ["int8", "int4", "w8a8"])
 def test_rows_of_zeros_and_extremes_stay_finite(native: ctypes.CDLL, form: str) -> None:
     x = torch.zeros(7, 70)
     x[1, 3], x[2, 69], x[3] = 1e30, -1e-30, 65504.0

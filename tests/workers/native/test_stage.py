@@ -14,9 +14,11 @@ from torch import Tensor
 
 from partitioning.checkpoint import open_checkpoint
 from partitioning.plan import Plan
+from partitioning.quantised import Channels, Quantised
 from tests.replicas import config_for, plan_for
 from tests.tiny_gguf import make_tiny_gguf
 from tests.tiny_models import FAMILIES, make_tiny
+from tests.tiny_quantised import make_compressed
 from tests.workers.native.test_products import native as native  # the fixture
 from workers.collectives import SoloGroup
 from workers.model.stage import Stage, TorchStage
@@ -125,6 +127,24 @@ def test_quantised_weights_differ_by_the_rounding_of_activations_alone(
 ) -> None:
     path = make_tiny(tmp_path, family)
     compare(native, plan_for(path, dtype="bfloat16", weights=weights), tolerance=0.08)
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+def test_channels_differ_by_the_rounding_of_activations_alone(
+    native: ctypes.CDLL, tmp_path: Path, weights: str
+) -> None:
+    """Embedding and head are floats in the file, and groups of 32 with int8."""
+    scheme = {"num_bits": 8, "strategy": "channel"}
+    sizes = {"hidden_size": 100, "num_attention_heads": 10, "num_key_value_heads": 5, "intermediate_size": 37}
+    path = make_compressed(tmp_path, scheme, "int-quantized", "qwen2", inputs=True, head_dim=10, **sizes)
+    plan = plan_for(path, dtype="bfloat16", weights=weights)
+    with open_checkpoint(path) as checkpoint:
+        reader = WeightReader(checkpoint, plan, plan.ranks[0])
+        embedding = reader.ends().embedding
+        assert isinstance(embedding, Quantised if weights == "int8" else Tensor)
+        for layer in reader.layers():
+            assert all(isinstance(matrix, Channels) for matrix in (layer.qkv, layer.out, layer.gate, layer.down))
+    compare(native, plan, tolerance=0.08)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])

@@ -24,13 +24,13 @@ constexpr long BLOCK_BYTES = 384 << 10;     // activations that stay in the seco
 
 // R rows by C panels, kept in registers from the first input to the last.
 template <int R, int C, class T>
-PHX_INLINE void tile(const Rows<T>& a, long m, const Weight& w, long n, Ahead ahead, F32 (&acc)[R][C]) {
+PHX_INLINE void tile(const Rows<T>& a, long m, const Weight& w, long n, Ahead ahead, Sum<T> (&acc)[R][C]) {
     constexpr long P = PAIR<T>;
     const T* panel = reinterpret_cast<const T*>(w.panel(n));
     const long stride = w.panel_bytes() / long(sizeof(T)), steps = w.depth / P;
     const T* rows = a.data + m * a.depth;
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) acc[r][c] = zero();
+        for (int c = 0; c < C; ++c) acc[r][c] = no_sum<T>();
     for (long k = 0; k < steps; ++k, rows += R * P) {
         decltype(load_weights(panel)) weights[C];
         for (int c = 0; c < C; ++c) weights[c] = load_weights(panel + c * stride + k * LANES * P);
@@ -59,11 +59,11 @@ template <class T> class DensePanel {
 
 // One panel for R rows, its inputs in U interleaved sums: one stream, and no sum waits for the one before.
 template <int R, int U, class T, class Panel>
-PHX_INLINE void stream(const T* rows, Panel panel, long steps, F32 (&out)[R]) {
+PHX_INLINE void stream(const T* rows, Panel panel, long steps, Sum<T> (&out)[R]) {
     constexpr long P = PAIR<T>;
-    F32 acc[R][U];
+    Sum<T> acc[R][U];
     for (int r = 0; r < R; ++r)
-        for (int u = 0; u < U; ++u) acc[r][u] = zero();
+        for (int u = 0; u < U; ++u) acc[r][u] = no_sum<T>();
     long k = 0;
     for (; k + U <= steps; k += U) {
         for (int u = 0; u < U; ++u) {
@@ -89,11 +89,9 @@ struct Held {
     PHX_INLINE void operator()(long m, long, F32 x) { last[m] = x; }
 };
 
-template <int R, class T, class Finish>
-PHX_INLINE void stream_panel(const Rows<T>& a, const Weight& w, long n, Finish& finish) {
+template <int R, class T> PHX_INLINE void stream_panel(const Rows<T>& a, const Weight& w, long n, Sum<T> (&out)[R]) {
     constexpr int U = R == 1 ? 8 : 4;
     const long steps = w.depth / PAIR<T>;
-    F32 out[R];
     if constexpr (std::is_same_v<T, bf16>) {
         if (w.sparse()) {
             stream<R, U>(a.data, SparsePanel(w, n), steps, out);
@@ -103,7 +101,6 @@ PHX_INLINE void stream_panel(const Rows<T>& a, const Weight& w, long n, Finish& 
     } else {
         stream<R, U>(a.data, DensePanel<T>(w, n), steps, out);
     }
-    for (int r = 0; r < R; ++r) finish(r, n * LANES, out[r]);
 }
 
 // R rows by C panels of 8 or 4 bits: exact sums over the 32 inputs of a group, then in float32
@@ -176,17 +173,17 @@ PHX_INLINE void tile(const QuantisedRows& a, long m, const Weight& w, long n, Ah
 }
 
 // The processor works on several groups at once by itself: one panel after the other is the best order to read in.
-template <int R, class Finish>
-PHX_INLINE void stream_panel(const QuantisedRows& a, const Weight& w, long n, Finish& finish) {
-    F32 out[R][1];
-    tile<R, 1>(a, 0, w, n, {w.panel(n) + AHEAD, 1}, out);
-    for (int r = 0; r < R; ++r) finish(r, n * LANES, out[r][0]);
+template <int R> PHX_INLINE void stream_panel(const QuantisedRows& a, const Weight& w, long n, F32 (&out)[R]) {
+    F32 sums[R][1];
+    tile<R, 1>(a, 0, w, n, {w.panel(n) + AHEAD, 1}, sums);
+    for (int r = 0; r < R; ++r) out[r] = sums[r][0];
 }
 
 // ---- what both have in common: sharing out panels, and tiles of rows ----
 
 template <class T> long row_bytes(const Rows<T>& a) { return a.depth * long(sizeof(T)); }
 inline long row_bytes(const QuantisedRows& a) { return a.depth; }
+template <class A> using SumOf = std::conditional_t<std::is_same_v<A, TokenRows>, I32, F32>;
 template <class A> constexpr int MOST_ROWS = TILE_ROWS;
 template <> constexpr int MOST_ROWS<QuantisedRows> = TILE_ROWS_INT;
 
@@ -196,13 +193,13 @@ void finish_tile(const A& a, long m, long rows, const Weight& w, long n, const A
         if constexpr (R > 1) finish_tile<R - 1, C>(a, m, rows, w, n, ahead, finish);
         return;
     }
-    F32 acc[R][C];
+    SumOf<A> acc[R][C];
     tile<R, C>(a, m, w, n, ahead, acc);
     for (int r = 0; r < R; ++r) {
         if constexpr (Finish::PAIRS) {
-            finish(m + r, n * LANES, acc[r][0], acc[r][C - 1]);
+            finish(m + r, n * LANES, output(a, m + r, w, n, acc[r][0]), output(a, m + r, w, n + C - 1, acc[r][C - 1]));
         } else {
-            for (int c = 0; c < C; ++c) finish(m + r, (n + c) * LANES, acc[r][c]);
+            for (int c = 0; c < C; ++c) finish(m + r, (n + c) * LANES, output(a, m + r, w, n + c, acc[r][c]));
         }
     }
 }
@@ -214,10 +211,12 @@ void finish_block(const A& a, long first, long last, const Weight& w, long n, lo
                   Finish& finish) {
     if constexpr (std::is_same_v<A, Rows<bf16>>) {
         if (w.sparse()) return phx::finish_block<C>(a, first, last, dense_panels(w, n, C), n, -1, registers, finish);
+    }
+    if constexpr (std::is_same_v<A, Rows<bf16>> || std::is_same_v<A, TokenRows>) {
         if (a.lined) return amx::finish_block<C>(a, first, last, w, n, next, registers, finish);
     }
     const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first < panels ? panels : 1;
-    if (w.quantised()) w.prefetch_tables(next, panels);
+    if (w.grouped()) w.prefetch_tables(next, panels);
     for (long t = first; t < last; ++t) {
         const long panel = (t - first) * lines;
         const Ahead ahead = panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
@@ -225,12 +224,18 @@ void finish_block(const A& a, long first, long last, const Weight& w, long n, lo
     }
 }
 
+template <int R, class A, class Finish> PHX_INLINE void finish_panel(const A& a, const Weight& w, long n, Finish& finish) {
+    SumOf<A> sums[R];
+    stream_panel<R>(a, w, n, sums);
+    for (int r = 0; r < R; ++r) finish(r, n * LANES, output(a, r, w, n, sums[r]));
+}
+
 template <class A, class Finish> void stream_panels(const A& a, long rows, const Weight& w, long n, Finish& finish) {
     switch (rows) {
-        case 1: stream_panel<1>(a, w, n, finish); break;
-        case 2: stream_panel<2>(a, w, n, finish); break;
-        case 3: stream_panel<std::min<int>(3, FEW_ROWS)>(a, w, n, finish); break;
-        default: stream_panel<FEW_ROWS>(a, w, n, finish); break;
+        case 1: finish_panel<1>(a, w, n, finish); break;
+        case 2: finish_panel<2>(a, w, n, finish); break;
+        case 3: finish_panel<std::min<int>(3, FEW_ROWS)>(a, w, n, finish); break;
+        default: finish_panel<FEW_ROWS>(a, w, n, finish); break;
     }
 }
 

@@ -1,4 +1,5 @@
-// Products of bf16 rows in matrix registers. A panel is a row of their tiles as it is: 16 pairs of inputs by 16 outputs.
+// Products of bf16 and int8 rows in matrix registers. A panel is a row of their tiles as it is: 16 pairs or quadruples of
+// inputs by 16 outputs.
 #pragma once
 
 #include <array>
@@ -29,11 +30,19 @@ class Registers {
     long first_ = 0, second_ = 0;
 };
 
+// A product of two tiles, added to a third; their numbers have to be literals.
+#define PHX_TILES(T, sums, rows, weights)               \
+    if constexpr (std::is_same_v<T, bf16>) {            \
+        _tile_dpbf16ps(sums, rows, weights);            \
+    } else {                                            \
+        _tile_dpbsud(sums, rows, weights);              \
+    }
+
 // R tiles of rows by C panels; both are loaded once for two products each.
-template <int R, int C>
-PHX_INLINE void multiply(const bf16* first, long first_rows, const bf16* second, long second_rows, const bf16* panel,
-                         long stride, long steps, const Ahead& ahead, float (&sums)[2][2][HEIGHT * LANES]) {
-    constexpr long VALUES = LINE / long(sizeof(bf16));
+template <int R, int C, class T, class S>
+PHX_INLINE void multiply(const T* first, long first_rows, const T* second, long second_rows, const char* panel, long stride,
+                         long steps, const Ahead& ahead, S (&sums)[2][2][HEIGHT * LANES]) {
+    constexpr long VALUES = LINE / long(sizeof(T));
     _tile_zero(0);
     if (C > 1) _tile_zero(1);
     if (R > 1) _tile_zero(2);
@@ -41,18 +50,18 @@ PHX_INLINE void multiply(const bf16* first, long first_rows, const bf16* second,
     for (long k = 0; k < steps; ++k) {
         _tile_loadd(4, first, LINE);
         _tile_loadd(6, panel, LINE);
-        _tile_dpbf16ps(0, 4, 6);
+        PHX_TILES(T, 0, 4, 6)
         if constexpr (C > 1) {
             _tile_loadd(7, panel + stride, LINE);
-            _tile_dpbf16ps(1, 4, 7);
+            PHX_TILES(T, 1, 4, 7)
         }
         if constexpr (R > 1) {
             _tile_loadd(5, second, LINE);
-            _tile_dpbf16ps(2, 5, 6);
-            if constexpr (C > 1) _tile_dpbf16ps(3, 5, 7);
+            PHX_TILES(T, 2, 5, 6)
+            if constexpr (C > 1) PHX_TILES(T, 3, 5, 7)
         }
         for (long line = 0; line < HEIGHT; ++line) ahead.fetch(k * HEIGHT + line);
-        first += first_rows * VALUES, second += second_rows * VALUES, panel += HEIGHT * VALUES;
+        first += first_rows * VALUES, second += second_rows * VALUES, panel += HEIGHT * LINE;
     }
     _tile_stored(0, sums[0][0], LINE);
     if (C > 1) _tile_stored(1, sums[0][1], LINE);
@@ -61,27 +70,29 @@ PHX_INLINE void multiply(const bf16* first, long first_rows, const bf16* second,
 }
 
 // Tiles of rows `t` to t + R - 1 against C panels.
-template <int R, int C, class Finish>
-void finish_tiles(const Rows<bf16>& a, long t, const Weight& w, long n, const Ahead& ahead, Finish& finish) {
-    constexpr long P = PAIR<bf16>, VALUES = LINE / long(sizeof(bf16));
-    const long steps = w.depth / VALUES, stride = w.panel_bytes() / long(sizeof(bf16));
+template <int R, int C, class T, class A, class Finish>
+void finish_tiles(const A& a, long t, const Weight& w, long n, const Ahead& ahead, Finish& finish) {
+    constexpr long P = PAIR<T>, VALUES = LINE / long(sizeof(T));
+    const long steps = w.depth / VALUES, stride = w.panel_bytes();
     const long heights[2] = {a.tiles.height(t), R > 1 ? a.tiles.height(t + 1) : 0};
-    const bf16* rows[2] = {a.data + a.tiles.begin(t) * a.depth, a.data + a.tiles.begin(t + R - 1) * a.depth};
-    const bf16* panel = reinterpret_cast<const bf16*>(w.panel(n));
-    alignas(LINE) float sums[2][2][HEIGHT * LANES];
+    const T* rows[2] = {a.data + a.tiles.begin(t) * a.depth, a.data + a.tiles.begin(t + R - 1) * a.depth};
+    const char* panel = w.panel(n);
+    alignas(LINE) std::conditional_t<std::is_same_v<T, bf16>, float, int32_t> sums[2][2][HEIGHT * LANES];
     multiply<R, C>(rows[0], heights[0], rows[1], heights[1], panel, stride, steps, ahead, sums);
     for (int tile = 0; tile < R; ++tile) {
         for (long r = 0; r < heights[tile]; ++r) {
-            F32 out[C];
-            for (int c = 0; c < C; ++c) out[c] = load(sums[tile][c] + r * LANES);
-            // Inputs that fill no tile.
-            const bf16* rest = rows[tile] + (steps * heights[tile] + r) * VALUES;
-            for (long k = steps * HEIGHT; k < w.depth / P; ++k, rest += P) {
-                for (int c = 0; c < C; ++c) {
-                    out[c] = dot(out[c], spread(rest), load_weights(panel + c * stride + k * LANES * P));
-                }
-            }
             const long m = a.tiles.begin(t + tile) + r;
+            F32 out[C];
+            for (int c = 0; c < C; ++c) {
+                auto sum = load(sums[tile][c] + r * LANES);
+                // Inputs that fill no tile.
+                const T* rest = rows[tile] + (steps * heights[tile] + r) * VALUES;
+                for (long k = steps * HEIGHT; k < w.depth / P; ++k, rest += P) {
+                    const char* weights = panel + c * stride + k * LINE;
+                    sum = dot(sum, spread(rest), load_weights(reinterpret_cast<const T*>(weights)));
+                }
+                out[c] = output(a, m, w, n + c, sum);
+            }
             if constexpr (Finish::PAIRS) {
                 finish(m, n * LANES, out[0], out[C - 1]);
             } else {
@@ -92,9 +103,10 @@ void finish_tiles(const Rows<bf16>& a, long t, const Weight& w, long n, const Ah
 }
 
 // As the function of this name in gemm.h.
-template <int C, class Finish>
-void finish_block(const Rows<bf16>& a, long first, long last, const Weight& w, long n, long next, Registers& registers,
+template <int C, class A, class Finish>
+void finish_block(const A& a, long first, long last, const Weight& w, long n, long next, Registers& registers,
                   Finish& finish) {
+    using Value = std::remove_pointer_t<decltype(a.data)>;
     const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first <= 2 ? panels : 1;
     const auto ahead = [&](long t) {
         const long panel = (t - first) / 2 * lines;
@@ -103,11 +115,11 @@ void finish_block(const Rows<bf16>& a, long first, long last, const Weight& w, l
     long t = first;
     for (; t + 2 <= last; t += 2) {
         registers.shape(a.tiles.height(t), a.tiles.height(t + 1));
-        finish_tiles<2, C>(a, t, w, n, ahead(t), finish);
+        finish_tiles<2, C, Value>(a, t, w, n, ahead(t), finish);
     }
     if (t < last) {
         registers.shape(a.tiles.height(t), a.tiles.height(t));
-        finish_tiles<1, C>(a, t, w, n, ahead(t), finish);
+        finish_tiles<1, C, Value>(a, t, w, n, ahead(t), finish);
     }
 }
 
@@ -115,8 +127,8 @@ void finish_block(const Rows<bf16>& a, long first, long last, const Weight& w, l
 
 struct Registers {};
 
-template <int C, class Finish>
-void finish_block(const Rows<bf16>&, long, long, const Weight&, long, long, Registers&, Finish&) {}
+template <int C, class A, class Finish>
+void finish_block(const A&, long, long, const Weight&, long, long, Registers&, Finish&) {}
 
 #endif
 

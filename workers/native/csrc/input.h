@@ -29,7 +29,7 @@ struct Input {
 
     Input() = default;
     Input(long count, long inputs) {
-        width = round_up(inputs, GROUP);
+        width = round_up(inputs, LINE);
         rows = Buffer<char>(count * width * 4);
         scales = Buffer<float>(count * width / GROUP);
         weighted = Buffer<float>(count * width / GROUP);
@@ -42,11 +42,15 @@ struct Input {
         return {reinterpret_cast<int8_t*>(rows.get()), scales.get(), weighted.get(), starts.get(), depth,
                 Tiles(count, TILE_ROWS_INT)};
     }
+    TokenRows tokens(long count) const {
+        return {reinterpret_cast<int8_t*>(rows.get()), scales.get(), starts.get(), width, count};
+    }
     // Row m of `count` from floats, which are followed by zeros up to a multiple of 16.
     void put(const Weight& reader, long m, long count, const float* x, long size) {
         switch (reader.format) {
             case Format::Float32: put_as(as<float>(count), m, x, size); break;
             case Format::BFloat16: put_as(as<bf16>(count), m, x, size); break;
+            case Format::Channels: tokens(count).quantise(x, size, reader.depth, m); break;
             default: quantise(x, size, reader.centre(), quantised(count, reader.depth), m);
         }
     }

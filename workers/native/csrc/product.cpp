@@ -16,8 +16,17 @@ struct StoreOutputs {
     PHX_INLINE void operator()(long m, long n, F32 x) const { store_some(out + m * columns + n, x, columns - n); }
 };
 
+template <class A> void repeat(Team& team, const A& in, long rows, const Weight& w, float* out, long repeats) {
+    team.run([&](int thread) {
+        for (long i = 0; i < repeats; ++i) {
+            product(team, thread, in, rows, w, StoreOutputs{out, w.outputs});
+            team.barrier();
+        }
+    });
+}
+
 template <class T> void multiply(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
-    const long depth = round_up(w.depth, GROUP);
+    const long depth = round_up(w.depth, LINE);
     Lines<T> values(rows * depth);
     const Rows<T> in(values.data(), depth, rows);
     for (long m = 0; m < rows; ++m) {
@@ -27,12 +36,7 @@ template <class T> void multiply(Team& team, const Weight& w, const float* x, lo
             in.put(m, k, load(some), w.inputs - k);
         }
     }
-    team.run([&](int thread) {
-        for (long i = 0; i < repeats; ++i) {
-            product(team, thread, in, rows, w, StoreOutputs{out, w.outputs});
-            team.barrier();
-        }
-    });
+    repeat(team, in, rows, w, out, repeats);
 }
 
 void multiply_quantised(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
@@ -42,12 +46,16 @@ void multiply_quantised(Team& team, const Weight& w, const float* x, long rows, 
     std::vector<int32_t> starts(rows * groups);
     const QuantisedRows in{codes.data(), scales.data(), weighted.data(), starts.data(), w.depth, Tiles(rows, TILE_ROWS_INT)};
     for (long m = 0; m < rows; ++m) quantise(x + m * w.inputs, w.inputs, w.centre(), in, m);
-    team.run([&](int thread) {
-        for (long i = 0; i < repeats; ++i) {
-            product(team, thread, in, rows, w, StoreOutputs{out, w.outputs});
-            team.barrier();
-        }
-    });
+    repeat(team, in, rows, w, out, repeats);
+}
+
+void multiply_channels(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
+    std::vector<int8_t> codes(rows * w.depth);
+    std::vector<float> scales(rows);
+    std::vector<int32_t> starts(rows);
+    const TokenRows in(codes.data(), scales.data(), starts.data(), w.depth, rows);
+    for (long m = 0; m < rows; ++m) in.quantise(x + m * w.inputs, w.inputs, w.depth, m);
+    repeat(team, in, rows, w, out, repeats);
 }
 
 }  // namespace
@@ -58,7 +66,9 @@ extern "C" {
 // form that the weight's format asks for, once.
 void phx_product(const Weight* weight, const float* x, long rows, float* out, int threads, long repeats) {
     Team team(threads, true);
-    if (weight->quantised()) {
+    if (weight->format == Format::Channels) {
+        multiply_channels(team, *weight, x, rows, out, repeats);
+    } else if (weight->quantised()) {
         multiply_quantised(team, *weight, x, rows, out, repeats);
     } else if (weight->format == Format::BFloat16) {
         multiply<bf16>(team, *weight, x, rows, out, repeats);

@@ -63,22 +63,23 @@ class Tiles {
 };
 
 // Whether a batch of so many rows goes to matrix registers.
-template <class T> bool lined(long rows) { return std::is_same_v<T, bf16> && rows >= amx::FEWEST_ROWS && amx::usable(); }
+template <class T> bool lined(long rows) { return !std::is_same_v<T, float> && rows >= amx::FEWEST_ROWS && amx::usable(); }
 
 template <class T> Tiles tiles_of(long rows) { return {rows, lined<T>(rows) ? amx::HEIGHT : TILE_ROWS}; }
 inline Tiles tiles_of(Format reader, long rows) {
     switch (reader) {
         case Format::Float32: return tiles_of<float>(rows);
         case Format::BFloat16: return tiles_of<bf16>(rows);
+        case Format::Channels: return tiles_of<int8_t>(rows);
         default: return {rows, TILE_ROWS_INT};
     }
 }
 
-// Rows of float32 or bf16 in the order in which products read them, tile by tile: [depth / PAIR][rows of the tile][PAIR],
-// or, for matrix registers, with a cache line of each row in turn: [depth / 32][rows of the tile][32].
+// Rows of float32, bf16 or int8 in the order in which products read them, tile by tile: [depth / PAIR][rows of the tile]
+// [PAIR], or, for matrix registers, with a cache line of each row in turn: [depth / 32][rows of the tile][32] of bf16.
 template <class T> struct Rows {
     T* data;
-    long depth;  // a multiple of 32
+    long depth;  // a multiple of 64
     bool lined;
     Tiles tiles;
 
@@ -87,10 +88,14 @@ template <class T> struct Rows {
 
     // The first `count` of 16 values from input k of row m on; both are multiples of PAIR, except at a row's end.
     PHX_INLINE void put(long m, long k, F32 x, long count) const {
+        T values[LANES];
+        store_as(values, x);
+        put(m, k, values, count);
+    }
+    PHX_INLINE void put(long m, long k, const T (&values)[LANES], long count) const {
         constexpr long P = PAIR<T>, L = LINE / long(sizeof(T));
         const long tile = tiles.of(m), first = tiles.begin(tile), height = tiles.height(tile);
-        T *start = data + first * depth, values[LANES];
-        store_as(values, x);
+        T* start = data + first * depth;
         if (!lined) {
             T* to = start + k * height + (m - first) * P;
             for (long i = 0; i < std::min<long>(count, LANES); i += P) std::memcpy(to + i * height, values + i, P * sizeof(T));
@@ -105,8 +110,45 @@ template <class T> struct Rows {
     }
 };
 
-// The same of int8: [depth / 4][rows of the tile][4] codes. For every 32 inputs, as [depth / 32][rows of the tile]: the
-// scale, scale × sum of the codes, and what exact sums start with, which is the share of the weights' centre.
+// Rows of int8 for weights of channels, with a scale each, and with what exact sums start with: the share of the weights'
+// centre.
+struct TokenRows : Rows<int8_t> {
+    float* scales;
+    int32_t* starts;
+
+    TokenRows(int8_t* data, float* scales, int32_t* starts, long depth, long count)
+        : Rows(data, depth, count), scales(scales), starts(starts) {}
+
+    // Row m from `size` floats, filled up with zeros to `width`.
+    void quantise(const float* x, long size, long width, long m) const {
+        F32 most = zero();
+        for (long k = 0; k < size; k += LANES) {
+            const F32 some = load_some(x + k, size - k);
+            most = max(most, max(some, sub(zero(), some)));
+        }
+        const float range = largest(most);
+        const F32 inverse = set1(range > 0 ? 127.0f / range : 0.0f);
+        I32 total = set1(int32_t(0));
+        for (long k = 0; k < width; k += LANES) {
+            const I32 codes = to_int(mul(k < size ? load_some(x + k, size - k) : zero(), inverse));
+            total = add(total, codes);
+            int8_t bytes[LANES];
+            store_bytes(bytes, codes);
+            put(m, k, bytes, LANES);
+        }
+        scales[m] = range / 127.0f;
+        starts[m] = -CENTRE * sum(total);
+    }
+};
+
+// 16 outputs of row m, those of panel n, from their sums.
+template <class A> PHX_INLINE F32 output(const A&, long, const Weight&, long, F32 sum) { return sum; }
+PHX_INLINE F32 output(const TokenRows& a, long m, const Weight& w, long n, I32 sum) {
+    return mul(mul(to_float(add(sum, set1(a.starts[m]))), set1(a.scales[m])), load(w.channels + n * LANES));
+}
+
+// Rows of int8 for weights in groups: [depth / 4][rows of the tile][4] codes. For every 32 inputs, as [depth / 32][rows of
+// the tile]: the scale, scale × sum of the codes, and what exact sums start with, which is the share of the weights' centre.
 struct QuantisedRows {
     int8_t* codes;
     float *scales, *weighted;
@@ -162,12 +204,16 @@ inline void unpack_row(const Weight& w, long row, float* out) {
             out[k] = to_float(reinterpret_cast<const bf16*>(panel)[(k / 2 * LANES + lane) * 2 + k % 2]);
             continue;
         }
-        if (k % GROUP == 0) {
+        if (w.grouped() && k % GROUP == 0) {
             const long place = (first_group + k / GROUP) * LANES + lane;
             scale = half_to_float(w.scales[place]);
             offset = w.offsets ? half_to_float(w.offsets[place]) : -scale * (w.format == Format::Int8 ? 128 : 8);
         }
         const uint8_t* codes = reinterpret_cast<const uint8_t*>(panel);
+        if (w.format == Format::Channels) {
+            out[k] = w.channels[row] * float(codes[(k / 4 * LANES + lane) * 4 + k % 4] - CENTRE);
+            continue;
+        }
         const uint8_t code = w.format == Format::Int8
                                  ? codes[(k / 4 * LANES + lane) * 4 + k % 4]
                                  : uint8_t(codes[(k / 8 * LANES + lane) * 4 + k % 4] >> (k % 8 < 4 ? 0 : 4)) & 15;

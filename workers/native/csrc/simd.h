@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #if defined(__GNUC__) && !defined(__clang__)
@@ -237,6 +238,10 @@ PHX_INLINE float widen(bf16 x) { return to_float(x); }
 // How many values of one row meet in one lane of a product: pairs of bf16, quadruples of int8.
 template <class T> constexpr int PAIR = sizeof(float) / sizeof(T);
 
+// What their products add up to.
+template <class T> using Sum = std::conditional_t<std::is_same_v<T, int8_t>, I32, F32>;
+template <class T> PHX_INLINE Sum<T> no_sum() { return set1(std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>(0)); }
+
 // A vector of weights: 16 columns, PAIR<T> rows each.
 PHX_INLINE F32 load_weights(const float* p) { return load(p); }
 PHX_INLINE I32 load_weights(const bf16* p) { return load(reinterpret_cast<const int32_t*>(p)); }
@@ -328,6 +333,8 @@ PHX_INLINE I32 dot_u8s8(I32 acc, I32 weights, I32 activations) {
 #endif
 }
 
+PHX_INLINE I32 dot(I32 acc, I32 activations, I32 weights) { return dot_u8s8(acc, weights, activations); }
+
 // The low and the high half of every byte.
 PHX_INLINE I32 low_nibbles(I32 x) {
 #if defined(__AVX512F__)
@@ -395,6 +402,13 @@ template <class T> PHX_INLINE void store_some(T* p, F32 x, long count) {
     T all[LANES];
     store_as(all, x);
     for (long i = 0; i < count; ++i) p[i] = all[i];
+}
+
+PHX_INLINE F32 load_some(const float* p, long count) {  // the others are zero
+    if (count >= LANES) return load(p);
+    float all[LANES] = {};
+    for (long i = 0; i < count; ++i) all[i] = p[i];
+    return load(all);
 }
 
 PHX_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }

@@ -95,6 +95,7 @@ template <class T, class S> class Stage final : public PhxStage {
         switch (w.format) {
             case Format::Float32: product(team_, thread, in.as<float>(rows), rows, w, finish); break;
             case Format::BFloat16: product(team_, thread, in.as<bf16>(rows), rows, w, finish); break;
+            case Format::Channels: product(team_, thread, in.tokens(rows), rows, w, finish); break;
             default: product(team_, thread, in.quantised(rows, w.depth), rows, w, finish); break;
         }
     }

@@ -90,6 +90,19 @@ void pack_without_zeros(Weight& w, const bf16* source, long rows, long first, lo
     }
 }
 
+// Codes of 8 bits: [inputs / 4][16][4].
+void pack_bytes(Weight& w, const uint8_t* from, long panel, long lane) {
+    uint8_t* to = reinterpret_cast<uint8_t*>(w.data + panel * w.panel_bytes()) + lane * 4;
+    for (long k = 0; k < w.inputs; ++k) to[k / 4 * LANES * 4 + k % 4] = from[k];
+}
+
+// Codes of 4 bits: [inputs / 8][16][4] bytes, each with the code of one of the first four inputs in the low half and of
+// one of the four after them in the high half.
+void pack_halves(Weight& w, const uint8_t* from, long panel, long lane) {
+    uint8_t* to = reinterpret_cast<uint8_t*>(w.data + panel * w.panel_bytes()) + lane * 4;
+    for (long k = 0; k < w.inputs; ++k) to[k / 8 * LANES * 4 + k % 4] |= uint8_t(from[k] << (k % 8 < 4 ? 0 : 4));
+}
+
 }  // namespace
 
 extern "C" {
@@ -100,12 +113,14 @@ Weight* phx_weight_new(int format, long outputs, long inputs, long panels, long 
     w.outputs = outputs, w.inputs = inputs, w.panels = panels, w.kept = kept;
     w.depth = padded_inputs(w.format, inputs);
     const size_t codes = round_up(panels * w.panel_bytes(), 64);
-    const size_t table = w.quantised() ? round_up(panels * w.groups() * LANES * sizeof(f16), 64) : 0;
+    const size_t table = w.grouped() ? round_up(panels * w.groups() * LANES * sizeof(f16), 64)
+                                     : w.quantised() ? panels * LANES * sizeof(float) : 0;
     // Products look a little ahead of where they are.
     w.data = Slab::allocate(codes + table * (with_offsets ? 2 : 1) + 4096, w.slab);
     if (w.data == nullptr) return nullptr;
-    if (w.quantised()) w.scales = reinterpret_cast<f16*>(w.data + codes);
-    if (w.quantised() && with_offsets) w.offsets = reinterpret_cast<f16*>(w.data + codes + table);
+    if (w.grouped()) w.scales = reinterpret_cast<f16*>(w.data + codes);
+    if (w.format == Format::Channels) w.channels = reinterpret_cast<float*>(w.data + codes);
+    if (w.grouped() && with_offsets) w.offsets = reinterpret_cast<f16*>(w.data + codes + table);
     Owned* result = new (std::nothrow) Owned(w);
     if (result == nullptr) Slab::free(w.slab);
     return result;
@@ -126,28 +141,31 @@ void phx_weight_pack_bf16(Weight* weight, const uint16_t* source, long rows, lon
     pack<bf16>(*weight, source, rows, first, step);
 }
 
-// An Int8 panel is [groups][8][16][4] codes. An Int4 panel is [groups][4][16][4] bytes: step j of a group has the codes
-// of its inputs 8j to 8j + 3 in the low halves and those of the four after them in the high halves.
 void phx_weight_pack_codes(Weight* weight, const uint8_t* codes, const uint16_t* scales, const uint16_t* offsets,
                            long rows, long first, long step) {
     Weight& w = *weight;
     const long stored = (w.inputs + GROUP - 1) / GROUP;
     for (long row = 0; row < rows; ++row) {
         const long panel = first + row / LANES * step, lane = row % LANES;
-        uint8_t* to = reinterpret_cast<uint8_t*>(w.data + panel * w.panel_bytes());
         const uint8_t* from = codes + row * w.inputs;
-        for (long k = 0; k < w.inputs; ++k) {
-            if (w.format == Format::Int8) {
-                to[k / 4 * LANES * 4 + lane * 4 + k % 4] = from[k];
-            } else {
-                to[k / 8 * LANES * 4 + lane * 4 + k % 4] |= uint8_t(from[k] << (k % 8 < 4 ? 0 : 4));
-            }
+        if (w.format == Format::Int8) {
+            pack_bytes(w, from, panel, lane);
+        } else {
+            pack_halves(w, from, panel, lane);
         }
         for (long group = 0; group < stored; ++group) {
             const long place = (panel * w.groups() + group) * LANES + lane;
             w.scales[place] = scales[row * stored + group];
             if (w.offsets != nullptr) w.offsets[place] = offsets[row * stored + group];
         }
+    }
+}
+
+void phx_weight_pack_channels(Weight* weight, const uint8_t* codes, const float* scales, long rows, long first, long step) {
+    for (long row = 0; row < rows; ++row) {
+        const long panel = first + row / LANES * step, lane = row % LANES;
+        pack_bytes(*weight, codes + row * weight->inputs, panel, lane);
+        weight->channels[panel * LANES + lane] = scales[row];
     }
 }
 

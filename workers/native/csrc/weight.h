@@ -1,8 +1,9 @@
 // Weights as the products read them: panels of 16 outputs, each a stream that is read once from start to end.
 //
 // A panel holds, for every PAIR of inputs, the 16 outputs' values side by side: [inputs / PAIR][16][PAIR]. Quantised
-// panels hold groups of 32 inputs, with one float16 scale (and offset) an output and group beside them. Outputs and
-// inputs are filled up with zeros to whole panels and groups. A sparse panel is one of BFloat16 without its zeros: a bit
+// panels hold groups of 32 inputs, with one float16 scale (and offset) an output and group beside them, or 8-bit codes with
+// one float32 scale an output (channels). Outputs and inputs are filled up with zeros to whole panels and groups, inputs of
+// channels to the 64 that a tile of the matrix registers has. A sparse panel is one of BFloat16 without its zeros: a bit
 // for every value, [inputs / 2] words of 32, then the values whose bits are set, one after the other.
 #pragma once
 
@@ -11,8 +12,9 @@
 namespace phx {
 
 constexpr long GROUP = 32;
+constexpr int32_t CENTRE = 128;  // the code of 8 bits that means zero
 
-enum class Format : int { Float32 = 0, BFloat16 = 1, Int8 = 2, Int4 = 3 };
+enum class Format : int { Float32 = 0, BFloat16 = 1, Int8 = 2, Int4 = 3, Channels = 4 };
 
 struct Weight {
     Format format;
@@ -21,24 +23,27 @@ struct Weight {
     long depth;            // inputs, filled up
     long kept;             // values that a sparse panel has room for; 0: panels are dense
     char* data;
-    f16* scales;    // [panels][groups][16], quantised formats only
+    f16* scales;    // [panels][groups][16], formats with groups only
     f16* offsets;   // the same, or null where codes are centred: then an offset is -scale * 2^(bits - 1)
+    float* channels;  // scales, [panels][16], of centred codes
 
     bool sparse() const { return kept > 0; }
-    bool quantised() const { return format == Format::Int8 || format == Format::Int4; }
+    bool grouped() const { return format == Format::Int8 || format == Format::Int4; }
+    bool quantised() const { return grouped() || format == Format::Channels; }
     long groups() const { return depth / GROUP; }
     long panel_bytes() const {
         if (sparse()) return round_up(depth / 2 * 4 + kept * 2, LINE);
         switch (format) {
             case Format::Float32: return depth * LANES * 4;
             case Format::BFloat16: return depth * LANES * 2;
-            case Format::Int8: return depth * LANES;
+            case Format::Int8:
+            case Format::Channels: return depth * LANES;
             case Format::Int4: return depth * LANES / 2;
         }
         return 0;
     }
     const char* panel(long n) const { return data + n * panel_bytes(); }
-    int32_t centre() const { return format == Format::Int8 ? 128 : 8; }  // the code that means zero, without offsets
+    int32_t centre() const { return format == Format::Int4 ? 8 : CENTRE; }  // the code that means zero, without offsets
 
     // Fetches scales and offsets of `count` panels.
     void prefetch_tables(long n, long count) const {
@@ -52,7 +57,12 @@ struct Weight {
 
 // Inputs of a row, filled up for the format; activation buffers are this wide.
 inline long padded_inputs(Format format, long inputs) {
-    return format == Format::Float32 ? inputs : format == Format::BFloat16 ? round_up(inputs, 2) : round_up(inputs, GROUP);
+    switch (format) {
+        case Format::Float32: return inputs;
+        case Format::BFloat16: return round_up(inputs, 2);
+        case Format::Channels: return round_up(inputs, LINE);
+        default: return round_up(inputs, GROUP);
+    }
 }
 
 }  // namespace phx
@@ -68,4 +78,5 @@ void phx_weight_pack_f32(phx::Weight* weight, const float* source, long rows, lo
 void phx_weight_pack_bf16(phx::Weight* weight, const uint16_t* source, long rows, long first, long step);
 void phx_weight_pack_codes(phx::Weight* weight, const uint8_t* codes, const uint16_t* scales, const uint16_t* offsets,
                            long rows, long first, long step);
+void phx_weight_pack_channels(phx::Weight* weight, const uint8_t* codes, const float* scales, long rows, long first, long step);
 }
