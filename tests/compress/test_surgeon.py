@@ -86,7 +86,7 @@ def test_awq_loses_less_of_the_output_than_rounding_where_some_inputs_are_large(
     x[:, ::9] *= 10
     rule = Quantise(method="awq", group_size=32)
 
-    def loss(rounded: Sequence[Tensor]) -> float:
+    def loss(rounded: Sequence[Tensor], _: Tensor) -> float:
         return error(weight, rounded[0], x)
 
     scales = smoothing([weight], x.abs().mean(dim=0), rule, torch.float32, loss)

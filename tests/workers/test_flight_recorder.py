@@ -35,7 +35,7 @@ def test_a_rank_that_stands_still_names_the_collective_that_it_is_in() -> None:
     waiting.start()
     time.sleep(1.2)
     assert re.search(
-        r"computing of step 0, .* in gloo:all_reduce \d+ of stage 0 \(\w+ 1\.\d s ago\)", str(first.pulse())
+        r"computing of step 0, .* in gloo:all_reduce \d+ of stage 0 \(\w+ \d\.\d s ago\)", str(first.pulse())
     )
     first.progress.rest("waiting for a plan")
     assert first.pulse().unfinished == ""  # whoever rests is not asked
