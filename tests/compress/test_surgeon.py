@@ -101,7 +101,7 @@ def test_awq_leaves_inputs_alone_where_no_scales_lose_less() -> None:
     as_it_is = plain.values(plain.codes(weight))
     rule = Quantise(method="awq", group_size=32)
     scales = smoothing(
-        [weight], x.abs().mean(dim=0), rule, torch.float32, lambda made: float((made[0] - as_it_is).square().sum())
+        [weight], x.abs().mean(dim=0), rule, torch.float32, lambda made, _: float((made[0] - as_it_is).square().sum())
     )
     assert torch.equal(scales, torch.ones(len(scales)))
 
