@@ -7,19 +7,21 @@ from pathlib import Path
 from gguf import GGUFReader
 
 from partitioning.checkpoint import open_checkpoint
-from partitioning.costs import Slice, layer_parameters
+from partitioning.costs import Slice, layer_parameters, parameter_bytes
 from partitioning.model_spec import ModelSpec
 
 
 def decode_bytes(path: Path) -> int:
     """Bytes of weights that one token at batch 1 reads: all layers and the head; of the embedding only a row.
 
-    A Hugging Face folder counts as 16-bit floats, a GGUF file (of a model with a tied head) as what it stores.
+    A Hugging Face folder counts as 16-bit floats, or as 8-bit groups where it holds 8-bit codes, a GGUF file (of a model with a tied head) as what it stores.
     """
     if path.suffix == ".gguf":
         return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
     model = model_of(path)
-    return 2 * (model.num_layers * layer_parameters(model, Slice.whole(model)) + model.vocab_size * model.hidden_size)
+    stored = parameter_bytes("bfloat16", "int8" if model.packed_bits == 8 else "dense")
+    layers = model.num_layers * layer_parameters(model, Slice.whole(model))
+    return round(layers * stored.layer + model.vocab_size * model.hidden_size * stored.table)
 
 
 def prefill_operations(model: ModelSpec, tokens: int) -> int:

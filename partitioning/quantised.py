@@ -14,6 +14,7 @@ from torch import Tensor
 from partitioning.plan import Span
 
 GROUP = 32
+_ROWS = 4096  # of a matrix at a time: what is computed on the way takes several times its floats
 _SHRINK = torch.linspace(1.0, 0.75, 11)  # ranges tried for four bits, as parts of the group's whole range
 
 
@@ -151,9 +152,14 @@ def quantise(weight: Tensor, bits: int) -> Quantised:
     Eight bits are centred, with the group's largest magnitude as range. Four bits have an offset, and the range that
     leaves the least squared error among some that clip a group's extremes a little.
     """
+    first, *others = [_quantised(rows.float(), bits) for rows in weight.split(_ROWS)]
+    return first.stack(others) if others else first
+
+
+def _quantised(weight: Tensor, bits: int) -> Quantised:
     rows, cols = weight.shape
     groups = -(-cols // GROUP)
-    padded = torch.nn.functional.pad(weight.float(), (0, groups * GROUP - cols), value=0.0)
+    padded = torch.nn.functional.pad(weight, (0, groups * GROUP - cols), value=0.0)
     grouped = padded.view(rows, groups, GROUP)
     if bits == 8:
         scales = (grouped.abs().amax(dim=2) / 127).half()

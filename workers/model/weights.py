@@ -124,7 +124,7 @@ class WeightReader:
         plain = [part.dequantise() if isinstance(part, Codes) else part for part in parts]
         if self._plan.weights in ("int8", "int4"):
             bits = max(at_least_bits, int(self._plan.weights.removeprefix("int")))
-            return [quantise(part.float(), bits) for part in plain]
+            return [quantise(part, bits) for part in plain]
         return [part.to(self._dtype).contiguous() for part in plain]
 
 
