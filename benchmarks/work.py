@@ -14,7 +14,8 @@ from partitioning.model_spec import ModelSpec
 def decode_bytes(path: Path) -> int:
     """Bytes of weights that one token at batch 1 reads: all layers and the head; of the embedding only a row.
 
-    A Hugging Face folder counts as 16-bit floats, or as 8-bit groups where it holds 8-bit codes, a GGUF file (of a model with a tied head) as what it stores.
+    A Hugging Face folder counts as 16-bit floats, or as 8-bit groups where it holds 8-bit codes, a GGUF file (of a
+    model with a tied head) as what it stores.
     """
     if path.suffix == ".gguf":
         return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)

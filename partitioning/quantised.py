@@ -152,7 +152,7 @@ def quantise(weight: Tensor, bits: int) -> Quantised:
     Eight bits are centred, with the group's largest magnitude as range. Four bits have an offset, and the range that
     leaves the least squared error among some that clip a group's extremes a little.
     """
-    first, *others = [_quantised(rows.float(), bits) for rows in weight.split(_ROWS)]
+    first, *others = [_quantised(rows.float(), bits) for rows in torch.split(weight, _ROWS)]
     return first.stack(others) if others else first
 
 
