@@ -37,10 +37,6 @@ class Codes(ABC):
         """Some of the rows."""
 
     @abstractmethod
-    def columns(self, which: Span) -> Self:
-        """Some of the columns, where they can be had without looking at others. Raises ValueError."""
-
-    @abstractmethod
     def to(self, device: torch.device) -> Self: ...
 
     @abstractmethod
@@ -78,7 +74,7 @@ class Quantised(Codes):
         return type(self)(self.bits, self.codes[which], self.scales[which], offsets)
 
     def columns(self, which: Span) -> Self:
-        """Those that begin at a whole group."""
+        """Columns that begin at a whole group."""
         if which == Span(0, self.codes.shape[1]):
             return self
         if which.start % GROUP:
@@ -131,9 +127,6 @@ class Channels(Codes):
 
     def rows(self, which: Tensor) -> Self:
         return type(self)(self.codes[which], self.scales[which])
-
-    def columns(self, which: Span) -> Self:
-        return type(self)(self.codes[:, which.start : which.stop].contiguous(), self.scales)
 
     def to(self, device: torch.device) -> Self:
         return type(self)(self.codes.to(device), self.scales.to(device))

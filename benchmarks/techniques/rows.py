@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from partitioning.compress.choice import group_size
-from partitioning.compress.recipe import Calibration, Quantise, Recipe, Sparsify, Structure
+from partitioning.compress.recipe import NAMED, Calibration, Quantise, Recipe, Sparsify, Structure
 from partitioning.model_spec import CacheType, DType, ModelSpec, WeightType
 from workers.request import SpeculationType
 
@@ -85,7 +85,7 @@ def _quantised(rule: Callable[[ModelSpec], Quantise]) -> Callable[[ModelSpec], R
 
 
 RECIPES: dict[str, Callable[[ModelSpec], Recipe]] = {
-    "w8a8": _quantised(lambda _: Quantise(method="gptq", bits=8, group_size="channel", activations=8, smooth=True)),
+    "w8a8": _quantised(lambda _: NAMED["w8a8"].quantise[0]),
     "w4-rtn": _quantised(lambda spec: Quantise(method="rtn", group_size=group_size(spec))),
     "w4-gptq": _quantised(lambda spec: Quantise(method="gptq", group_size=group_size(spec), search=True)),
     "w4-awq": _quantised(

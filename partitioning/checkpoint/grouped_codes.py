@@ -49,10 +49,8 @@ class GroupedCodes:
         offsets = None if self.zeros is None else (-scales * self.zeros[:, used]).half()
         return Quantised(self.bits, self.codes, scales.half(), offsets)
 
-    def channels(self) -> Channels | None:
-        """The same with one scale for an output, where it has no more."""
-        if self.bits != 8 or self.zeros is not None or self.scales.shape[1] > 1:
-            return None
+    def channels(self) -> Channels:
+        """The same, of centred codes of 8 bits with one scale for an output."""
         return Channels(self.codes, self.scales[:, 0].contiguous())
 
 

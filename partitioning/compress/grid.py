@@ -85,12 +85,11 @@ def rounded_tokens(x: Tensor, rule: Quantise) -> Tensor:
     """Activations [..., inputs] as products see them: where the rule says so, in 8 bits with one scale for a token."""
     if rule.activations != 8:
         return x
+    floats = rule.type == "float"
     most = x.abs().amax(dim=-1, keepdim=True)
-    if rule.type == "float":
-        scale = torch.where(most > 0, most / _LARGEST, 1.0)
-        return (x / scale).clamp(-_LARGEST, _LARGEST).to(_FLOAT).float() * scale
-    scale = torch.where(most > 0, most / 127, 1.0)
-    return (x / scale).round() * scale
+    scale = torch.where(most > 0, most / (_LARGEST if floats else 127), 1.0)
+    steps = x / scale
+    return (steps.clamp(-_LARGEST, _LARGEST).to(_FLOAT).float() if floats else steps.round()) * scale
 
 
 def _range(grouped: Tensor, rule: Quantise, part: float) -> tuple[Tensor, Tensor]:

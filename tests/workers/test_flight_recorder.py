@@ -32,11 +32,14 @@ def test_a_rank_that_stands_still_names_the_collective_that_it_is_in() -> None:
     first.progress.begin("computing")
     assert first.pulse().unfinished == ""
     waiting = threading.Thread(target=first.stage.all_reduce, args=(torch.ones(3),))
+    began = time.time()  # the clock of torch's own record
     waiting.start()
     time.sleep(1.2)
-    assert re.search(
-        r"computing of step 0, .* in gloo:all_reduce \d+ of stage 0 \(\w+ \d\.\d s ago\)", str(first.pulse())
+    found = re.search(
+        r"computing of step 0, .* in gloo:all_reduce \d+ of stage 0 \(\w+ (\d+\.\d) s ago\)", str(first.pulse())
     )
+    assert found
+    assert 1.0 <= float(found[1]) <= time.time() - began + 0.1
     first.progress.rest("waiting for a plan")
     assert first.pulse().unfinished == ""  # whoever rests is not asked
     first.progress.begin("computing")
