@@ -14,13 +14,13 @@ from partitioning.model_spec import ModelSpec
 def decode_bytes(path: Path) -> int:
     """Bytes of weights that one token at batch 1 reads: all layers and the head; of the embedding only a row.
 
-    A Hugging Face folder counts as 16-bit floats, or as 8-bit groups where it holds 8-bit codes, a GGUF file (of a
+    A Hugging Face folder counts as 16-bit floats, or as 8 bits where it holds 8-bit codes, a GGUF file (of a
     model with a tied head) as what it stores.
     """
     if path.suffix == ".gguf":
         return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
     model = model_of(path)
-    stored = parameter_bytes("bfloat16", "int8" if model.packed_bits == 8 else "dense")
+    stored = parameter_bytes("bfloat16", "int8" if model.packed_bits >= 8 else "dense", model.packed_bits)
     layers = model.num_layers * layer_parameters(model, Slice.whole(model))
     return round(layers * stored.layer + model.vocab_size * model.hidden_size * stored.table)
 

@@ -89,16 +89,19 @@ class CacheBytes:
         return head_dim * self.element + self.scale
 
 
-def parameter_bytes(dtype: DType, weights: WeightType, packed_bits: int = 0) -> ParameterBytes:
+def parameter_bytes(dtype: DType, weights: WeightType, packed_bits: float = 0) -> ParameterBytes:
     """Quantised weights have 16 bits of scale (and, in 4 bits, 16 of offset) for every 32 codes. With "auto" the layers
     take what the file has them in, `packed_bits`; where that is 0, as of GGUF files, they are counted as if they were
-    expanded: the most that they can take."""
+    expanded: the most that they can take. Layers with one scale for an output, which take fewer than eight bits in
+    groups do, stay as they are where eight bits are asked for."""
     size = DTYPE_BYTES[dtype]
     eight, four = 8.5 / 8, 5 / 8
     if weights == "auto" and packed_bits and dtype != "float32":
-        return ParameterBytes(eight if packed_bits == 8 else four, size, size)
+        return ParameterBytes(packed_bits / 8, size, size)
     if weights in ("auto", "dense"):
         return ParameterBytes(size, size, size)
+    if weights == "int8" and 1 <= packed_bits / 8 < eight:
+        return ParameterBytes(packed_bits / 8, eight, size)
     return ParameterBytes(eight if weights == "int8" else four, eight, size)
 
 

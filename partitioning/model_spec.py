@@ -44,8 +44,9 @@ class ModelSpec:
     """The shape and the options of one decoder.
 
     `layer_windows[i]` is the sliding attention window of layer i in tokens (a query attends to itself and the
-    window - 1 tokens before it), 0 for full attention. `packed_bits`: 8 or 4 where every quantised matrix of the layers
-    can stay in the bits that the file has it in, else 0; `notes` are what a plan should say of the checkpoint.
+    window - 1 tokens before it), 0 for full attention. `packed_bits`: what a parameter of the layers' quantised
+    matrices takes, scales included, where all of them can stay in the bits that the file has them in, else 0; `notes`
+    are what a plan should say of the checkpoint.
 
     Raises ValueError for sizes that no model has.
     """
@@ -69,7 +70,7 @@ class ModelSpec:
     dtype: DType
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
-    packed_bits: int = 0
+    packed_bits: float = 0
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ class PlanSettings:
     memory_fraction: float = 0.9
     weights: WeightType = "auto"
     kv_cache: CacheType = "auto"
-    packed_bits: int = 0
+    packed_bits: float = 0
     draft: Draft | None = None
 
     @property

@@ -56,6 +56,13 @@ class PackedMatrix(ABC):
         return self.scheme.bits
 
     @property
+    def held_bits(self) -> float:
+        """Of a parameter in memory, with its part of the scales and offsets, where the matrix stays what it is."""
+        if self.scheme.in_channels:
+            return 8 + 32 / self.shape[1]
+        return self.bits + (16 if self.scheme.symmetric else 32) / _GROUP
+
+    @property
     def kind(self) -> str:
         """For human eyes."""
         scheme = self.scheme

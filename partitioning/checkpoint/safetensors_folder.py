@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,10 +100,11 @@ def _packed_matrices(
     return found
 
 
-def _packed_bits(matrices: Sequence[PackedMatrix]) -> int:
+def _packed_bits(matrices: Sequence[PackedMatrix]) -> float:
     if not all(matrix.has_blocks for matrix in matrices):
         return 0
-    return max(matrix.bits for matrix in matrices)
+    sizes = [prod(matrix.shape) for matrix in matrices]
+    return sum(matrix.held_bits * size for matrix, size in zip(matrices, sizes, strict=True)) / sum(sizes)
 
 
 def _notes(quantisation: Quantisation, matrices: Sequence[PackedMatrix]) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def test_a_recipe_becomes_a_folder_that_talks(talking: Path, tmp_path: Path) -> 
     assert f"Serve it with: phalanx serve {tmp_path / 'out'}" in result.output
     assert "zeros under 4 or 8 bits are stored" in result.output
     spec = open_checkpoint(tmp_path / "out").spec
-    assert (spec.num_heads, spec.packed_bits) == (6, 4)
+    assert (spec.num_heads, spec.packed_bits) == (6, 4.5)
     ours, theirs = load_tokenizer(tmp_path / "out"), load_tokenizer(talking)
     assert ours.encode("the best of times") == theirs.encode("the best of times")
     messages = [{"role": "user", "content": "hi"}]

@@ -97,6 +97,8 @@ def test_codes_that_are_kept_give_the_logits_of_the_weights_that_they_mean(tmp_p
 @pytest.mark.parametrize("tp", [1, 3])
 def test_w8a8_differs_from_its_weights_by_the_rounding_of_activations(tmp_path: Path, tp: int) -> None:
     folder = make_compressed(tmp_path, {"num_bits": 8, "strategy": "channel"}, "int-quantized", inputs=True)
+    with open_checkpoint(folder) as checkpoint:
+        assert 8 < checkpoint.spec.packed_bits < 8.5
     _slices_are_those_of_the_whole(folder)
     rounding, plain = Reference(folder), Reference(float_twin(folder))  # the former rounds them too
     (prompt,) = prompts_of((33,), plain.vocab_size)

@@ -50,3 +50,6 @@ def test_quantised_weights_are_counted_with_their_scales() -> None:
     four = weight_bytes(SMOLLM2, parameter_bytes("bfloat16", "int4"), whole)
     assert eight / dense == pytest.approx(8.5 / 16, rel=1e-3)
     assert four < 0.75 * eight
+    for weights in ("auto", "int8"):
+        channels = weight_bytes(SMOLLM2, parameter_bytes("bfloat16", weights, 8 + 32 / 576), whole)
+        assert 105e6 < channels - parameter_bytes("bfloat16", weights).table * whole.vocab * 576 < 108e6
