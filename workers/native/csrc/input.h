@@ -3,8 +3,8 @@
 
 #include <new>
 
+#include "gemm.h"
 #include "pages.h"
-#include "rows.h"
 
 namespace phx {
 
@@ -51,7 +51,17 @@ struct Input {
             case Format::Float32: put_as(as<float>(count), m, x, size); break;
             case Format::BFloat16: put_as(as<bf16>(count), m, x, size); break;
             case Format::Channels: tokens(count).quantise(x, size, reader.depth, m); break;
-            default: quantise(x, size, reader.centre(), quantised(count, reader.depth), m);
+            default: quantised(count, reader.depth).quantise(x, size, reader.centre(), m);
+        }
+    }
+
+    // Its product with a weight: what gemm.h's function of this name does.
+    template <class Finish> void product(Team& team, int thread, long rows, const Weight& w, Finish finish) const {
+        switch (w.format) {
+            case Format::Float32: phx::product(team, thread, as<float>(rows), rows, w, finish); break;
+            case Format::BFloat16: phx::product(team, thread, as<bf16>(rows), rows, w, finish); break;
+            case Format::Channels: phx::product(team, thread, tokens(rows), rows, w, finish); break;
+            default: phx::product(team, thread, quantised(rows, w.depth), rows, w, finish); break;
         }
     }
 

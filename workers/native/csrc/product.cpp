@@ -2,8 +2,7 @@
 #include <cmath>
 #include <vector>
 
-#include "gemm.h"
-#include "pages.h"
+#include "input.h"
 
 using namespace phx;
 
@@ -16,48 +15,6 @@ struct StoreOutputs {
     PHX_INLINE void operator()(long m, long n, F32 x) const { store_some(out + m * columns + n, x, columns - n); }
 };
 
-template <class A> void repeat(Team& team, const A& in, long rows, const Weight& w, float* out, long repeats) {
-    team.run([&](int thread) {
-        for (long i = 0; i < repeats; ++i) {
-            product(team, thread, in, rows, w, StoreOutputs{out, w.outputs});
-            team.barrier();
-        }
-    });
-}
-
-template <class T> void multiply(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
-    const long depth = round_up(w.depth, LINE);
-    Lines<T> values(rows * depth);
-    const Rows<T> in(values.data(), depth, rows);
-    for (long m = 0; m < rows; ++m) {
-        for (long k = 0; k < w.inputs; k += LANES) {
-            float some[LANES] = {};
-            std::copy_n(x + m * w.inputs + k, std::min<long>(LANES, w.inputs - k), some);
-            in.put(m, k, load(some), w.inputs - k);
-        }
-    }
-    repeat(team, in, rows, w, out, repeats);
-}
-
-void multiply_quantised(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
-    const long groups = w.groups();
-    std::vector<int8_t> codes(rows * w.depth);
-    std::vector<float> scales(rows * groups), weighted(rows * groups);
-    std::vector<int32_t> starts(rows * groups);
-    const QuantisedRows in{codes.data(), scales.data(), weighted.data(), starts.data(), w.depth, Tiles(rows, TILE_ROWS_INT)};
-    for (long m = 0; m < rows; ++m) quantise(x + m * w.inputs, w.inputs, w.centre(), in, m);
-    repeat(team, in, rows, w, out, repeats);
-}
-
-void multiply_channels(Team& team, const Weight& w, const float* x, long rows, float* out, long repeats) {
-    std::vector<int8_t> codes(rows * w.depth);
-    std::vector<float> scales(rows);
-    std::vector<int32_t> starts(rows);
-    const TokenRows in(codes.data(), scales.data(), starts.data(), w.depth, rows);
-    for (long m = 0; m < rows; ++m) in.quantise(x + m * w.inputs, w.inputs, w.depth, m);
-    repeat(team, in, rows, w, out, repeats);
-}
-
 }  // namespace
 
 extern "C" {
@@ -66,15 +23,19 @@ extern "C" {
 // form that the weight's format asks for, once.
 void phx_product(const Weight* weight, const float* x, long rows, float* out, int threads, long repeats) {
     Team team(threads, true);
-    if (weight->format == Format::Channels) {
-        multiply_channels(team, *weight, x, rows, out, repeats);
-    } else if (weight->quantised()) {
-        multiply_quantised(team, *weight, x, rows, out, repeats);
-    } else if (weight->format == Format::BFloat16) {
-        multiply<bf16>(team, *weight, x, rows, out, repeats);
-    } else {
-        multiply<float>(team, *weight, x, rows, out, repeats);
+    const long width = round_up(weight->inputs, GROUP);
+    Input in(rows, width);
+    Lines<float> row(width);
+    for (long m = 0; m < rows; ++m) {
+        std::copy_n(x + m * weight->inputs, weight->inputs, row.begin());
+        in.put(*weight, m, rows, row.data(), weight->inputs);
     }
+    team.run([&](int thread) {
+        for (long i = 0; i < repeats; ++i) {
+            in.product(team, thread, rows, *weight, StoreOutputs{out, weight->outputs});
+            team.barrier();
+        }
+    });
 }
 
 // Whether zeros of bf16 weights are left out where they are many.

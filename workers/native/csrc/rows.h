@@ -156,32 +156,32 @@ struct QuantisedRows {
     long depth;
     Tiles tiles;
     long groups() const { return depth / GROUP; }
-};
 
-// Row m from `size` floats, filled up with zeros; `centre` is the weights' code that means zero.
-inline void quantise(const float* x, long size, int32_t centre, const QuantisedRows& to, long m) {
-    const long tile = to.tiles.of(m), first = to.tiles.begin(tile), height = to.tiles.height(tile);
-    int8_t* codes = to.codes + first * to.depth + (m - first) * 4;
-    for (long group = 0, place = first * to.groups() + m - first; group < to.groups(); ++group, place += height) {
-        const float* values = x + group * GROUP;
-        float last[GROUP] = {};
-        if (size - group * GROUP < GROUP) {
-            std::memcpy(last, values, std::max<long>(0, size - group * GROUP) * sizeof(float));
-            values = last;
+    // Row m from `size` floats, filled up with zeros; `centre` is the weights' code that means zero.
+    void quantise(const float* x, long size, int32_t centre, long m) const {
+        const long tile = tiles.of(m), first = tiles.begin(tile), height = tiles.height(tile);
+        int8_t* to = codes + first * depth + (m - first) * 4;
+        for (long group = 0, place = first * groups() + m - first; group < groups(); ++group, place += height) {
+            const float* values = x + group * GROUP;
+            float last[GROUP] = {};
+            if (size - group * GROUP < GROUP) {
+                std::memcpy(last, values, std::max<long>(0, size - group * GROUP) * sizeof(float));
+                values = last;
+            }
+            const F32 low = load(values), high = load(values + LANES);
+            const F32 magnitude = max(max(low, sub(zero(), low)), max(high, sub(zero(), high)));
+            const float most = largest(magnitude), inverse = most > 0 ? 127.0f / most : 0.0f;
+            const I32 both[2] = {to_int(mul(low, set1(inverse))), to_int(mul(high, set1(inverse)))};
+            int8_t row[GROUP];
+            for (int half = 0; half < 2; ++half) store_bytes(row + half * LANES, both[half]);
+            for (long k = 0; k < GROUP; k += 4, to += height * 4) std::memcpy(to, row + k, 4);
+            const int32_t total = sum(add(both[0], both[1]));
+            scales[place] = most / 127.0f;
+            weighted[place] = scales[place] * float(total);
+            starts[place] = -centre * total;
         }
-        const F32 low = load(values), high = load(values + LANES);
-        const F32 magnitude = max(max(low, sub(zero(), low)), max(high, sub(zero(), high)));
-        const float most = largest(magnitude), inverse = most > 0 ? 127.0f / most : 0.0f;
-        const I32 both[2] = {to_int(mul(low, set1(inverse))), to_int(mul(high, set1(inverse)))};
-        int8_t row[GROUP];
-        for (int half = 0; half < 2; ++half) store_bytes(row + half * LANES, both[half]);
-        for (long k = 0; k < GROUP; k += 4, codes += height * 4) std::memcpy(codes, row + k, 4);
-        const int32_t total = sum(add(both[0], both[1]));
-        to.scales[place] = most / 127.0f;
-        to.weighted[place] = to.scales[place] * float(total);
-        to.starts[place] = -centre * total;
     }
-}
+};
 
 inline float half_to_float(f16 h) {
     f16 many[LANES] = {h};
@@ -193,31 +193,30 @@ inline float half_to_float(f16 h) {
 // Row `row` of a packed table.
 inline void unpack_row(const Weight& w, long row, float* out) {
     const char* panel = w.panel(row / LANES);
+    const uint8_t* codes = reinterpret_cast<const uint8_t*>(panel);
     const long lane = row % LANES, first_group = row / LANES * w.groups();
-    float scale = 0, offset = 0;
-    for (long k = 0; k < w.inputs; ++k) {
-        if (w.format == Format::Float32) {
-            out[k] = reinterpret_cast<const float*>(panel)[k * LANES + lane];
-            continue;
+    const auto each = [&](auto value) {
+        for (long k = 0; k < w.inputs; ++k) out[k] = value(k);
+    };
+    const auto byte = [&](long k) { return codes[(k / 4 * LANES + lane) * 4 + k % 4]; };
+    const auto half = [&](long k) {
+        return uint8_t(codes[(k / 8 * LANES + lane) * 4 + k % 4] >> (k % 8 < 4 ? 0 : 4)) & 15;
+    };
+    const auto each_group = [&](auto code) {
+        for (long first = 0; first < w.inputs; first += GROUP) {
+            const long place = (first_group + first / GROUP) * LANES + lane;
+            const float scale = half_to_float(w.scales[place]);
+            const float offset = w.offsets ? half_to_float(w.offsets[place]) : -scale * float(w.centre());
+            for (long k = first; k < std::min(first + GROUP, w.inputs); ++k) out[k] = scale * float(code(k)) + offset;
         }
-        if (w.format == Format::BFloat16) {
-            out[k] = to_float(reinterpret_cast<const bf16*>(panel)[(k / 2 * LANES + lane) * 2 + k % 2]);
-            continue;
-        }
-        if (w.grouped() && k % GROUP == 0) {
-            const long place = (first_group + k / GROUP) * LANES + lane;
-            scale = half_to_float(w.scales[place]);
-            offset = w.offsets ? half_to_float(w.offsets[place]) : -scale * (w.format == Format::Int8 ? 128 : 8);
-        }
-        const uint8_t* codes = reinterpret_cast<const uint8_t*>(panel);
-        if (w.format == Format::Channels) {
-            out[k] = w.channels[row] * float(codes[(k / 4 * LANES + lane) * 4 + k % 4] - CENTRE);
-            continue;
-        }
-        const uint8_t code = w.format == Format::Int8
-                                 ? codes[(k / 4 * LANES + lane) * 4 + k % 4]
-                                 : uint8_t(codes[(k / 8 * LANES + lane) * 4 + k % 4] >> (k % 8 < 4 ? 0 : 4)) & 15;
-        out[k] = scale * float(code) + offset;
+    };
+    switch (w.format) {
+        case Format::Float32: return each([&](long k) { return reinterpret_cast<const float*>(panel)[k * LANES + lane]; });
+        case Format::BFloat16:
+            return each([&](long k) { return to_float(reinterpret_cast<const bf16*>(panel)[(k / 2 * LANES + lane) * 2 + k % 2]); });
+        case Format::Int8: return each_group(byte);
+        case Format::Int4: return each_group(half);
+        case Format::Channels: return each([&](long k) { return w.channels[row] * float(byte(k) - CENTRE); });
     }
 }
 

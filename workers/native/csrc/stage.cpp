@@ -91,15 +91,6 @@ template <class T, class S> class Stage final : public PhxStage {
         team_.barrier();
     }
 
-    template <class Finish> void multiply(const Input& in, long rows, const Weight& w, Finish finish, int thread) {
-        switch (w.format) {
-            case Format::Float32: product(team_, thread, in.as<float>(rows), rows, w, finish); break;
-            case Format::BFloat16: product(team_, thread, in.as<bf16>(rows), rows, w, finish); break;
-            case Format::Channels: product(team_, thread, in.tokens(rows), rows, w, finish); break;
-            default: product(team_, thread, in.quantised(rows, w.depth), rows, w, finish); break;
-        }
-    }
-
     // Sums partial_ over the ranks; then x_ holds the new residual stream. All threads have met before.
     bool reduce(int thread) {
         if (thread == 0) {
@@ -123,12 +114,12 @@ template <class T, class S> class Stage final : public PhxStage {
     // x_ += w · in, summed over the ranks.
     bool add_product(const Input* in, const Weight* w, int thread) {
         if (s.ranks == 1) {
-            multiply(*in, tokens_, *w, AddRows{x_.get(), width_}, thread);
+            in->product(team_, thread, tokens_, *w, AddRows{x_.get(), width_});
             team_.barrier();
             return true;
         }
         if (w != nullptr) {
-            multiply(*in, tokens_, *w, StoreRows{partial_.get(), width_, nullptr}, thread);
+            in->product(team_, thread, tokens_, *w, StoreRows{partial_.get(), width_, nullptr});
         } else if (thread == 0) {  // this rank only takes part in the sum
             std::fill_n(partial_.get(), tokens_ * width_, 0.0f);
         }
@@ -272,7 +263,7 @@ template <class T, class S> class Stage final : public PhxStage {
         const PhxLayer& l = layers_[layer];
         if (s.heads == 0) return add_product(nullptr, nullptr, thread);
         const Input& in = normed(tokens_, nullptr, l.attention_norm, *l.qkv, thread);
-        multiply(in, tokens_, *l.qkv, StoreRows{qkv_.get(), qkv_width_, l.qkv_bias}, thread);
+        in.product(team_, thread, tokens_, *l.qkv, StoreRows{qkv_.get(), qkv_width_, l.qkv_bias});
         team_.barrier();
         place(layer, thread);
         const long size = s.heads * s.head_dim;
@@ -297,14 +288,14 @@ template <class T, class S> class Stage final : public PhxStage {
         if (s.mlp == 0) return add_product(nullptr, nullptr, thread);
         const Input& in = normed(tokens_, nullptr, l.mlp_norm, *l.gate_up, thread);
         if (l.down->quantised()) {
-            multiply(in, tokens_, *l.gate_up, GateRows{floats_.get(), s.mlp}, thread);
+            in.product(team_, thread, tokens_, *l.gate_up, GateRows{floats_.get(), s.mlp});
             team_.barrier();
             return add_product(&requantised(gated_, s.mlp, *l.down, thread), l.down, thread);
         }
         if (l.down->format == Format::BFloat16) {
-            multiply(in, tokens_, *l.gate_up, Gate<bf16>{gated_.as<bf16>(tokens_), s.mlp}, thread);
+            in.product(team_, thread, tokens_, *l.gate_up, Gate<bf16>{gated_.as<bf16>(tokens_), s.mlp});
         } else {
-            multiply(in, tokens_, *l.gate_up, Gate<float>{gated_.as<float>(tokens_), s.mlp}, thread);
+            in.product(team_, thread, tokens_, *l.gate_up, Gate<float>{gated_.as<float>(tokens_), s.mlp});
         }
         team_.barrier();
         return add_product(&gated_, l.down, thread);
@@ -321,9 +312,9 @@ template <class T, class S> class Stage final : public PhxStage {
         if (head_ != nullptr) {
             const Input& in = normed(samples, sampled_.data(), norm_, *head_, thread);
             if (step.logits != nullptr) {
-                multiply(in, samples, *head_, StoreLogits{step.logits, step.logits_stride, s.vocab}, thread);
+                in.product(team_, thread, samples, *head_, StoreLogits{step.logits, step.logits_stride, s.vocab});
             } else {
-                multiply(in, samples, *head_, best_.keep(thread, s.token_keys, s.vocab), thread);
+                in.product(team_, thread, samples, *head_, best_.keep(thread, s.token_keys, s.vocab));
             }
         }
         if (step.draws == nullptr) return;
