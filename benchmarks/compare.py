@@ -63,6 +63,7 @@ def main(
         engines |= _gguf_engines(llama, gguf, model.with_name(f"{model.name}-gguf"))
     if w8a8 is not None:
         engines[names.OWN_W8A8] = _own(w8a8, weights="int8")
+        engines[names.OWN_W8A8_CACHE8] = _own(w8a8, weights="int8", kv_cache="int8")
     if unknown := set(only or ()) - set(engines):
         raise typer.BadParameter(f"no engine {', '.join(sorted(unknown))}; there are {', '.join(engines)}")
     engines = {name: engine for name, engine in engines.items() if not only or name in only}
@@ -125,8 +126,8 @@ def _gguf_engines(llama: Path, gguf: Path, folder: Path) -> dict[str, Engine]:
     }
 
 
-def _own(model: Path, *layout: str, weights: str = "auto") -> Engine:
-    options = ("--weights", weights, *(layout or ("--threads", str(_THREADS))))
+def _own(model: Path, *layout: str, weights: str = "auto", kv_cache: str = "auto") -> Engine:
+    options = ("--weights", weights, "--kv-cache", kv_cache, *(layout or ("--threads", str(_THREADS))))
     return Engine(model, (sys.executable, "-m", "benchmarks.serve", str(model), "--json", *options))
 
 

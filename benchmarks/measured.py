@@ -15,6 +15,7 @@ from benchmarks.workload import WORKLOADS
 Line = dict[str, Any]
 OWN, TP2, PP2 = "Phalanx", "Phalanx tp=2", "Phalanx pp=2"
 OWN_INT8, OWN_W8A8, OWN_4BIT = "Phalanx Q8_0", "Phalanx W8A8", "Phalanx Q4_1"
+OWN_W8A8_CACHE8 = "Phalanx W8A8, int8 KV cache"
 TRANSFORMERS, VLLM, LLAMA = "transformers", "vLLM", "llama.cpp BF16"
 LLAMA_INT8, LLAMA_4BIT = "llama.cpp Q8_0", "llama.cpp Q4_1"
 _PEERS = (TRANSFORMERS, VLLM, LLAMA)  # in bfloat16
@@ -132,6 +133,7 @@ def verdicts(measured: Measured) -> list[Verdict]:
     against("decode, Q4_1", OWN_4BIT, LLAMA_4BIT, "decode", 1.5)
     against("32 concurrent, Q8_0", OWN_INT8, best["batch"], "batch", 2.0)
     against("32 concurrent, W8A8", OWN_W8A8, best["batch"], "batch", 2.0)
+    against("32 concurrent, W8A8, int8 KV cache", OWN_W8A8_CACHE8, best["batch"], "batch", 2.0)
     against("32 concurrent, Q8_0", OWN_INT8, LLAMA_INT8, "batch", 3.0)
     against("32 concurrent, W8A8", OWN_W8A8, LLAMA_INT8, "batch", 3.0)
     against("tp=2, decode", TP2, OWN, "decode", 0.9)
