@@ -204,25 +204,28 @@ void finish_tile(const A& a, long m, long rows, const Weight& w, long n, const A
     }
 }
 
-// The first tile to the last of a block of rows against C panels. `next` are the panels that come after these, or -1:
-// the first tiles fetch them, so that memory and arithmetic are busy at the same time.
-template <int C, class A, class Finish>
-void finish_block(const A& a, long first, long last, const Weight& w, long n, long next, amx::Registers& registers,
-                  Finish& finish) {
-    if constexpr (std::is_same_v<A, Rows<bf16>>) {
-        if (w.sparse()) return phx::finish_block<C>(a, first, last, dense_panels(w, n, C), n, -1, registers, finish);
+// A thread's part of a product, tile after tile in vector registers.
+template <class A, class Finish> class Batch {
+  public:
+    Batch(const A& a, const Weight&, Finish& finish) : a_(a), finish_(finish) {}
+
+    // The first tile to the last of a block of rows against C panels of w from n on. `next` are the panels that come after
+    // these, or -1: the first tiles fetch them, so that memory and arithmetic are busy at the same time.
+    template <int C> void multiply(long first, long last, const Weight& w, long n, long next) {
+        const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first < panels ? panels : 1;
+        if (w.grouped()) w.prefetch_tables(next, panels);
+        for (long t = first; t < last; ++t) {
+            const long panel = (t - first) * lines;
+            const Ahead ahead = panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
+            finish_tile<MOST_ROWS<A>, C>(a_, a_.tiles.begin(t), a_.tiles.height(t), w, n, ahead, finish_);
+        }
     }
-    if constexpr (std::is_same_v<A, Rows<bf16>> || std::is_same_v<A, TokenRows>) {
-        if (a.lined) return amx::finish_block<C>(a, first, last, w, n, next, registers, finish);
-    }
-    const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first < panels ? panels : 1;
-    if (w.grouped()) w.prefetch_tables(next, panels);
-    for (long t = first; t < last; ++t) {
-        const long panel = (t - first) * lines;
-        const Ahead ahead = panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
-        finish_tile<MOST_ROWS<A>, C>(a, a.tiles.begin(t), a.tiles.height(t), w, n, ahead, finish);
-    }
-}
+    void finish_rest() {}
+
+  private:
+    const A& a_;
+    Finish& finish_;
+};
 
 template <int R, class A, class Finish> PHX_INLINE void finish_panel(const A& a, const Weight& w, long n, Finish& finish) {
     SumOf<A> sums[R];
@@ -271,28 +274,37 @@ void product_of_few(Team& team, int thread, const A& a, long rows, const Weight&
 }
 
 // A panel and the next are the two halves of a gated layer, so they have to meet: PAIRS.
-template <class A, class Finish>
-void product(Team& team, int thread, const A& a, long rows, const Weight& w, Finish finish) {
-    if (rows <= FEW_ROWS) return product_of_few(team, thread, a, rows, w, finish);
+template <bool PAIRS, class A, class Part> void share_out(Team& team, int thread, const A& a, const Weight& w, Part part) {
     const long most = std::max<long>(1, BLOCK_BYTES / (row_bytes(a) * a.tiles.height(0)));
     const long blocks = (a.tiles.count + most - 1) / most, pairs = (w.panels + TILE_PANELS - 1) / TILE_PANELS;
     const Pieces pieces(blocks * pairs, team.size());
-    amx::Registers registers;
     for (long piece = thread, following; pieces.begin(piece) < pieces.count; piece = following) {
         following = team.size() + team.claim(1);
         const long end = pieces.begin(piece + 1);
         for (long i = pieces.begin(piece); i < end; ++i) {
             const long block = i / pairs, n = i % pairs * TILE_PANELS, after = i + 1 < end ? i + 1 : pieces.begin(following);
             const long first = a.tiles.count * block / blocks, last = a.tiles.count * (block + 1) / blocks;
-            const long next = after < pieces.count ? after % pairs * TILE_PANELS : -1;
-            // By their full name, as matrix registers have a function of this one for some of these arguments.
+            const long next = after < pieces.count && !w.sparse() ? after % pairs * TILE_PANELS : -1;
+            const auto multiply = [&](auto count) {
+                part.template multiply<count>(first, last, w.sparse() ? dense_panels(w, n, count) : w, n, next);
+            };
             if (n + TILE_PANELS <= w.panels) {
-                phx::finish_block<TILE_PANELS>(a, first, last, w, n, next, registers, finish);
-            } else if constexpr (!Finish::PAIRS) {
-                phx::finish_block<1>(a, first, last, w, n, next, registers, finish);
+                multiply(std::integral_constant<int, TILE_PANELS>());
+            } else if constexpr (!PAIRS) {
+                multiply(std::integral_constant<int, 1>());
             }
         }
     }
+    part.finish_rest();
+}
+
+template <class A, class Finish>
+void product(Team& team, int thread, const A& a, long rows, const Weight& w, Finish finish) {
+    if (rows <= FEW_ROWS) return product_of_few(team, thread, a, rows, w, finish);
+    if constexpr (std::is_same_v<A, Rows<bf16>> || std::is_same_v<A, TokenRows>) {
+        if (a.lined) return share_out<Finish::PAIRS>(team, thread, a, w, amx::Batch<A, Finish>(a, w, finish));
+    }
+    share_out<Finish::PAIRS>(team, thread, a, w, Batch<A, Finish>(a, w, finish));
 }
 
 }  // namespace phx

@@ -38,97 +38,127 @@ class Registers {
         _tile_dpbsud(sums, rows, weights);              \
     }
 
-// R tiles of rows by C panels; both are loaded once for two products each.
-template <int R, int C, class T, class S>
-PHX_INLINE void multiply(const T* first, long first_rows, const T* second, long second_rows, const char* panel, long stride,
-                         long steps, const Ahead& ahead, S (&sums)[2][2][HEIGHT * LANES]) {
-    constexpr long VALUES = LINE / long(sizeof(T));
-    _tile_zero(0);
-    if (C > 1) _tile_zero(1);
-    if (R > 1) _tile_zero(2);
-    if (R > 1 && C > 1) _tile_zero(3);
-    for (long k = 0; k < steps; ++k) {
-        _tile_loadd(4, first, LINE);
-        _tile_loadd(6, panel, LINE);
-        PHX_TILES(T, 0, 4, 6)
-        if constexpr (C > 1) {
-            _tile_loadd(7, panel + stride, LINE);
-            PHX_TILES(T, 1, 4, 7)
-        }
-        if constexpr (R > 1) {
-            _tile_loadd(5, second, LINE);
-            PHX_TILES(T, 2, 5, 6)
-            if constexpr (C > 1) PHX_TILES(T, 3, 5, 7)
-        }
-        for (long line = 0; line < HEIGHT; ++line) ahead.fetch(k * HEIGHT + line);
-        first += first_rows * VALUES, second += second_rows * VALUES, panel += HEIGHT * LINE;
-    }
-    _tile_stored(0, sums[0][0], LINE);
-    if (C > 1) _tile_stored(1, sums[0][1], LINE);
-    if (R > 1) _tile_stored(2, sums[1][0], LINE);
-    if (R > 1 && C > 1) _tile_stored(3, sums[1][1], LINE);
-}
+// A thread's part of a product. The sums of two tiles of rows and two panels are finished while the next ones are
+// multiplied, so that the matrix unit and the vectors' are busy at the same time: the processor does not look that far
+// ahead by itself.
+template <class A, class Finish> class Batch {
+    using T = std::remove_pointer_t<decltype(A::data)>;
+    static constexpr long P = PAIR<T>, VALUES = LINE / long(sizeof(T));
+    using Sums = std::conditional_t<std::is_same_v<T, bf16>, float, int32_t>[2][2][HEIGHT * LANES];
 
-// Tiles of rows `t` to t + R - 1 against C panels.
-template <int R, int C, class T, class A, class Finish>
-void finish_tiles(const A& a, long t, const Weight& w, long n, const Ahead& ahead, Finish& finish) {
-    constexpr long P = PAIR<T>, VALUES = LINE / long(sizeof(T));
-    const long steps = w.depth / VALUES, stride = w.panel_bytes();
-    const long heights[2] = {a.tiles.height(t), R > 1 ? a.tiles.height(t + 1) : 0};
-    const T* rows[2] = {a.data + a.tiles.begin(t) * a.depth, a.data + a.tiles.begin(t + R - 1) * a.depth};
-    const char* panel = w.panel(n);
-    alignas(LINE) std::conditional_t<std::is_same_v<T, bf16>, float, int32_t> sums[2][2][HEIGHT * LANES];
-    multiply<R, C>(rows[0], heights[0], rows[1], heights[1], panel, stride, steps, ahead, sums);
-    for (int tile = 0; tile < R; ++tile) {
-        for (long r = 0; r < heights[tile]; ++r) {
-            const long m = a.tiles.begin(t + tile) + r;
-            F32 out[C];
-            for (int c = 0; c < C; ++c) {
-                auto sum = load(sums[tile][c] + r * LANES);
-                // Inputs that fill no tile.
-                const T* rest = rows[tile] + (steps * heights[tile] + r) * VALUES;
-                for (long k = steps * HEIGHT; k < w.depth / P; ++k, rest += P) {
+  public:
+    Batch(const A& a, const Weight& w, Finish& finish) : a_(a), w_(w), finish_(finish) {}
+
+    // As the function of this name in gemm.h.
+    template <int C> void multiply(long first, long last, const Weight& w, long n, long next) {
+        const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first <= 2 ? panels : 1;
+        const auto ahead = [&](long t) {
+            const long panel = (t - first) / 2 * lines;
+            return panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
+        };
+        long t = first;
+        for (; t + 2 <= last; t += 2) {
+            registers_.shape(a_.tiles.height(t), a_.tiles.height(t + 1));
+            multiply_tiles<2, C>(t, w, n, ahead(t));
+        }
+        if (t < last) {
+            registers_.shape(a_.tiles.height(t), a_.tiles.height(t));
+            multiply_tiles<1, C>(t, w, n, ahead(t));
+        }
+    }
+
+    void finish_rest() { finish_rows(rows_); }
+
+  private:
+    // Tiles of rows t to t + R - 1 against C panels; both are loaded once for two products each.
+    template <int R, int C> void multiply_tiles(long t, const Weight& w, long n, const Ahead& ahead) {
+        const long steps = w.depth / VALUES, stride = w.panel_bytes();
+        const long heights[2] = {a_.tiles.height(t), R > 1 ? a_.tiles.height(t + 1) : 0};
+        const T *first = a_.data + a_.tiles.begin(t) * a_.depth, *second = a_.data + a_.tiles.begin(t + R - 1) * a_.depth;
+        const char* panel = w.panel(n);
+        const long halves = 2 * (steps - 1), share = halves > 0 ? (rows_ + halves - 1) / halves : 0;
+        _tile_zero(0);
+        if (C > 1) _tile_zero(1);
+        if (R > 1) _tile_zero(2);
+        if (R > 1 && C > 1) _tile_zero(3);
+        for (long k = 0; k < steps; ++k) {
+            _tile_loadd(4, first, LINE);
+            _tile_loadd(6, panel, LINE);
+            PHX_TILES(T, 0, 4, 6)
+            if constexpr (C > 1) {
+                _tile_loadd(7, panel + stride, LINE);
+                PHX_TILES(T, 1, 4, 7)
+            }
+            if (k > 0) finish_rows(share);  // at first, their sums are still on their way
+            if constexpr (R > 1) {
+                _tile_loadd(5, second, LINE);
+                PHX_TILES(T, 2, 5, 6)
+                if constexpr (C > 1) PHX_TILES(T, 3, 5, 7)
+            }
+            for (long line = 0; line < HEIGHT; ++line) ahead.fetch(k * HEIGHT + line);
+            first += heights[0] * VALUES, second += heights[R - 1] * VALUES, panel += HEIGHT * LINE;
+            if (k > 0) finish_rows(share);
+        }
+        finish_rows(rows_);
+        Sums& sums = sums_[turn_ = !turn_];
+        _tile_stored(0, sums[0][0], LINE);
+        if (C > 1) _tile_stored(1, sums[0][1], LINE);
+        if (R > 1) _tile_stored(2, sums[1][0], LINE);
+        if (R > 1 && C > 1) _tile_stored(3, sums[1][1], LINE);
+        begin_ = a_.tiles.begin(t), height_ = heights[0], rows_ = heights[0] + heights[1], done_ = 0, panel_ = n, panels_ = C;
+        if (steps * HEIGHT < w.depth / P) add_rest(first, second, panel, stride, w.depth / P - steps * HEIGHT);
+    }
+
+    // Inputs that fill no tile: `steps` pairs, the first and the second tile's from where these point to.
+    void add_rest(const T* first, const T* second, const char* panel, long stride, long steps) {
+        for (long i = 0; i < rows_; ++i) {
+            const long tile = i >= height_, r = i - tile * height_;
+            for (long c = 0; c < panels_; ++c) {
+                auto* place = sums_[turn_][tile][c] + r * LANES;
+                auto sum = load(place);
+                const T* from = (tile == 0 ? first : second) + r * VALUES;
+                for (long k = 0; k < steps; ++k) {
                     const char* weights = panel + c * stride + k * LINE;
-                    sum = dot(sum, spread(rest), load_weights(reinterpret_cast<const T*>(weights)));
+                    sum = dot(sum, spread(from + k * P), load_weights(reinterpret_cast<const T*>(weights)));
                 }
-                out[c] = output(a, m, w, n + c, sum);
-            }
-            if constexpr (Finish::PAIRS) {
-                finish(m, n * LANES, out[0], out[C - 1]);
-            } else {
-                for (int c = 0; c < C; ++c) finish(m, (n + c) * LANES, out[c]);
+                store(place, sum);
             }
         }
     }
-}
 
-// As the function of this name in gemm.h.
-template <int C, class A, class Finish>
-void finish_block(const A& a, long first, long last, const Weight& w, long n, long next, Registers& registers,
-                  Finish& finish) {
-    using Value = std::remove_pointer_t<decltype(a.data)>;
-    const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first <= 2 ? panels : 1;
-    const auto ahead = [&](long t) {
-        const long panel = (t - first) / 2 * lines;
-        return panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
-    };
-    long t = first;
-    for (; t + 2 <= last; t += 2) {
-        registers.shape(a.tiles.height(t), a.tiles.height(t + 1));
-        finish_tiles<2, C, Value>(a, t, w, n, ahead(t), finish);
+    // The next `count` rows of the sums that are there.
+    PHX_INLINE void finish_rows(long count) {
+        for (const long end = std::min(done_ + count, rows_); done_ < end; ++done_) {
+            const long tile = done_ >= height_, r = done_ - tile * height_, m = begin_ + done_;
+            const auto of = [&](int c) __attribute__((always_inline)) {
+                return output(a_, m, w_, panel_ + c, load(sums_[turn_][tile][c] + r * LANES));
+            };
+            if constexpr (Finish::PAIRS) {
+                finish_(m, panel_ * LANES, of(0), of(1));
+            } else {
+                finish_(m, panel_ * LANES, of(0));
+                if (panels_ > 1) finish_(m, (panel_ + 1) * LANES, of(1));
+            }
+        }
     }
-    if (t < last) {
-        registers.shape(a.tiles.height(t), a.tiles.height(t));
-        finish_tiles<1, C, Value>(a, t, w, n, ahead(t), finish);
-    }
-}
+
+    const A& a_;
+    const Weight& w_;
+    Finish& finish_;
+    Registers registers_;
+    alignas(LINE) Sums sums_[2];
+    bool turn_ = false;  // which of them are being finished
+    // Their rows, of which so many are done; the first tile's height; their panels.
+    long begin_ = 0, rows_ = 0, done_ = 0, height_ = 0, panel_ = 0, panels_ = 0;
+};
 
 #else
 
-struct Registers {};
-
-template <int C, class A, class Finish>
-void finish_block(const A&, long, long, const Weight&, long, long, Registers&, Finish&) {}
+template <class A, class Finish> struct Batch {
+    Batch(const A&, const Weight&, Finish&) {}
+    template <int C> void multiply(long, long, const Weight&, long, long) {}
+    void finish_rest() {}
+};
 
 #endif
 
