@@ -25,9 +25,9 @@ _PROMPT = next(workload.prompt_tokens for workload in WORKLOADS if workload.name
 
 @dataclass(frozen=True)
 class Measured:
-    """`rounds[r][engine]` are the engine's lines in round r, `limits[r]` the machine's in it. `models` says which file
-    or folder each engine read; `interpreter_mib` is a rank's process before it has a model, and
-    `others_cores` how many cores others used at most, just before an engine ran."""
+    """`rounds[r][engine]` are the engine's lines in round r, `limits[r]` the machine's in it, if they were measured.
+    `models` says which file or folder each engine read; `interpreter_mib` is a rank's process before it has a model,
+    and `others_cores` how many cores others used at most, just before an engine ran."""
 
     rounds: Sequence[dict[str, list[Line]]]
     limits: Sequence[Line]
@@ -41,11 +41,11 @@ class Measured:
 
     def value(self, engine: str, workload: str, key: str = "tokens_per_s") -> float:
         """The median over the rounds."""
-        return median(self._each(engine, workload, key))
+        return median(self.each(engine, workload, key))
 
     def ratio(self, engine: str, other: str, workload: str) -> float:
         """The median over the rounds of one engine's rate over another's in the same round."""
-        pairs = zip(self._each(engine, workload), self._each(other, workload), strict=True)
+        pairs = zip(self.each(engine, workload), self.each(other, workload), strict=True)
         return median(own / base for own, base in pairs)
 
     def peak_mib(self, engine: str) -> float:
@@ -68,14 +68,14 @@ class Measured:
     def _lines(self, engine: str) -> list[list[Line]]:
         return [lines[engine] for lines in self.rounds]
 
-    def _each(self, engine: str, workload: str, key: str = "tokens_per_s") -> list[float]:
+    def each(self, engine: str, workload: str, key: str = "tokens_per_s") -> list[float]:
         """Of every round, the median over its repetitions."""
         return [
             median(line[key] for line in lines if line.get("workload") == workload) for lines in self._lines(engine)
         ]
 
     def _share(self, engine: str, workload: str, most: Sequence[float]) -> float:
-        return median(own / limit for own, limit in zip(self._each(engine, workload), most, strict=True))
+        return median(own / limit for own, limit in zip(self.each(engine, workload), most, strict=True))
 
 
 def figures(measured: Measured) -> str:
@@ -123,10 +123,10 @@ def verdicts(measured: Measured) -> list[Verdict]:
     best = {workload.name: measured.best_peer(workload.name) for workload in WORKLOADS}
     has = set(measured.engines)
     against("decode, bf16", OWN, best["decode"], "decode", 1.3)
-    if OWN in has:
+    if OWN in has and measured.limits:
         rated("decode, bf16: share of the read bandwidth", OWN, measured.read_share(OWN), 0.65)
     against("prefill 1024, bf16", OWN, best["prefill"], "prefill", 1.3)
-    if OWN in has:
+    if OWN in has and measured.limits:
         rated("prefill 1024, bf16: share of the bf16 product's rate", OWN, measured.product_share(OWN), 0.8)
     against("32 concurrent, bf16", OWN, best["batch"], "batch", 1.3)
     against("decode, Q8_0", OWN_INT8, LLAMA_INT8, "decode", 1.5)
@@ -139,6 +139,8 @@ def verdicts(measured: Measured) -> list[Verdict]:
     against("tp=2, decode", TP2, OWN, "decode", 0.9)
     against("tp=2, 32 concurrent", TP2, OWN, "batch", 0.9)
     against("pp=2, 32 concurrent", PP2, OWN, "batch", 0.9)
+    if not measured.limits:
+        return found
     if OWN in has:
         for workload, size in (("decode", 1), ("batch64", 64)):
             share = measured.value(OWN, workload, "control_share")

@@ -11,13 +11,24 @@ from __future__ import annotations
 import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
 import typer
 
-from benchmarks.workload import WARM_UP, WORKLOADS, Measurement, Times, Workload, measure, peak_mib, summary
+from benchmarks.workload import (
+    WARM_UP,
+    WORKLOADS,
+    Measurement,
+    Times,
+    Workload,
+    measure,
+    measure_on_request,
+    peak_mib,
+    summary,
+)
 from cluster.models import resolve_model
 from cluster.spec import DeploymentSpec
 from partitioning.checkpoint import open_checkpoint
@@ -43,6 +54,7 @@ def main(
     threads: Annotated[int | None, typer.Option(min=1, help="Of each rank. Default: its share of the cores.")] = None,
     repeat: int = 3,
     json: Annotated[bool, typer.Option("--json", help="One JSON line for each measurement.")] = False,
+    on_request: Annotated[bool, typer.Option("--on-request", help="For benchmarks/turns.py.")] = False,
 ) -> None:
     fields = {"tp": tp, "pp": pp, "dtype": dtype, "weights": weights, "kv_cache": kv_cache}
     given = {key: value for key, value in fields.items() if value is not None}
@@ -55,6 +67,9 @@ def main(
         max_running=spec.max_running, max_batch_tokens=spec.max_batch_tokens, max_model_len=2048, prefix_caching=False
     )
     with local_replica(plan, config) as replica:
+        if on_request:
+            measure_on_request(partial(_generate, replica), plan.model.vocab_size)
+            return
         for workload in (*WORKLOADS, _WIDE):
             _one(replica, workload, WARM_UP, plan.model.vocab_size)  # to warm up
             before = replica.engine.timings()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,14 +66,30 @@ def summary(results: Sequence[Measurement]) -> str:
     return f"{results[0].workload:8} TTFT {ttft:8.1f} ms  {tpot}  {rate:8.1f} tokens/s"
 
 
-def run_all(generate: Callable[[Workload, Sequence[Sequence[int]]], Times], vocab_size: int, repeat: int) -> None:
+Generate = Callable[[Workload, Sequence[Sequence[int]]], Times]
+
+
+def run_all(generate: Generate, vocab_size: int, arguments: argparse.Namespace) -> None:
     """Prints one JSON line for each measurement, and one with the peak memory."""
+    if arguments.on_request:
+        measure_on_request(generate, vocab_size)
+        return
     for workload in WORKLOADS:
-        for repetition in (WARM_UP, *range(repeat)):
+        for repetition in (WARM_UP, *range(arguments.repeat)):
             times = generate(workload, workload.token_ids(repetition, vocab_size))
             if repetition != WARM_UP:
                 print(json.dumps(asdict(measure(workload, times))), flush=True)
     print(json.dumps({"peak_mib": peak_mib()}), flush=True)
+
+
+def measure_on_request(generate: Generate, vocab_size: int) -> None:
+    """For every line "NAME REPETITION" that comes, one JSON line: that workload's measurement."""
+    by_name = {workload.name: workload for workload in WORKLOADS}
+    for line in sys.stdin:
+        name, repetition = line.split()
+        workload = by_name[name]
+        times = generate(workload, workload.token_ids(int(repetition), vocab_size))
+        print(json.dumps(asdict(measure(workload, times))), flush=True)
 
 
 def peak_mib() -> float:
@@ -92,4 +109,5 @@ def peer_arguments(what: str) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="a Hugging Face folder, or a GGUF file for llama.cpp")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--on-request", action="store_true", help="measure what each line of the input asks for")
     return parser.parse_args()

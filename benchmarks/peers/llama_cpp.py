@@ -89,7 +89,7 @@ def main() -> None:
             _note(times, tokens, started)
         return times
 
-    run_all(generate, model.vocab_size, arguments.repeat)
+    run_all(generate, model.vocab_size, arguments)
 
 
 def _note(times: Times, tokens: dict[int, int], started: float) -> None:

@@ -43,7 +43,7 @@ def main() -> None:
         )
         return [clock.times] * workload.prompts
 
-    run_all(generate, model.config.vocab_size, arguments.repeat)
+    run_all(generate, model.config.vocab_size, arguments)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main() -> None:
                 own += [now] * (len(output.outputs[0].token_ids) - len(own))
         return times
 
-    run_all(generate, engine.model_config.get_vocab_size(), arguments.repeat)
+    run_all(generate, engine.model_config.get_vocab_size(), arguments)
 
 
 if __name__ == "__main__":

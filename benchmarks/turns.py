@@ -1,0 +1,93 @@
+"""Phalanx beside its peers, every engine loaded at once, and request after request in turns: what other machines on the
+same host do to one they do to all.
+
+python -m benchmarks.turns HF_FOLDER [--vllm PYTHON] [--llama PYTHON --gguf FILE] [--w8a8 FOLDER] [--turns N]
+    [--only ENGINE]... [--out benchmarks/results/NAME]
+
+Engines and workloads are those of benchmarks/compare.py, which also measures memory and the machine's limits. An engine
+that is not asked sleeps; half a second before each question is for threads that spin a while before they do. Ratios are
+taken within a turn, and the medians over the turns are printed, beside the least time of any turn.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from subprocess import Popen
+from time import sleep
+from typing import Annotated
+
+import typer
+
+from benchmarks.engines import engines, start
+from benchmarks.measured import Line, Measured, verdicts
+from benchmarks.verdict import table
+from benchmarks.workload import WARM_UP, WORKLOADS, Workload
+
+_PAUSE_S = 0.5
+
+
+def main(
+    model: Annotated[Path, typer.Argument(metavar="HF_FOLDER")],
+    vllm: Annotated[Path | None, typer.Option(help="The Python of vLLM's environment.")] = None,
+    llama: Annotated[Path | None, typer.Option(help="The Python of llama.cpp's environment.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="The same weights as a GGUF file, for llama.cpp.")] = None,
+    w8a8: Annotated[Path | None, typer.Option(help="The same model as a W8A8 checkpoint.")] = None,
+    turns: Annotated[int, typer.Option(min=1, help="How often each workload is asked of each engine.")] = 10,
+    only: Annotated[list[str] | None, typer.Option(help="These engines alone; may be given again.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write NAME.json and NAME.md.")] = None,
+) -> None:
+    chosen = engines(model, vllm, llama, gguf, w8a8, only)
+    with ExitStack() as stack:
+        running: dict[str, Popen[str]] = {}
+        for name, engine in chosen.items():
+            print(f"starting {name}", file=sys.stderr, flush=True)
+            running[name] = stack.enter_context(start(engine))
+            stack.callback(running[name].terminate)
+            for workload in WORKLOADS:
+                _ask(running[name], workload, WARM_UP)
+        rounds: list[dict[str, list[Line]]] = []
+        for turn in range(turns):
+            print(f"turn {turn + 1} of {turns}", file=sys.stderr, flush=True)
+            lines: dict[str, list[Line]] = {name: [] for name in running}
+            for workload in WORKLOADS:
+                for name, process in running.items():
+                    sleep(_PAUSE_S)
+                    lines[name].append(_ask(process, workload, turn))
+            rounds.append(lines)
+    measured = Measured(rounds, (), {name: engine.model for name, engine in chosen.items()}, 0, 0)
+    text = f"{_rates(measured)}\n\n{table(verdicts(measured))}\n"
+    if out is not None:
+        out.with_suffix(".md").write_text(text, encoding="utf-8")
+        out.with_suffix(".json").write_text(json.dumps({"turns": rounds}, indent=1) + "\n", encoding="utf-8")
+    print(text)
+
+
+def _ask(process: Popen[str], workload: Workload, repetition: int) -> Line:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{workload.name} {repetition}\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith("{"):
+            return dict(json.loads(line))
+    raise typer.BadParameter(f"an engine ended with exit code {process.wait()}; what it printed is above")
+
+
+def _rates(measured: Measured) -> str:
+    """Medians over the turns, and the best of any."""
+    rows = ["| engine | decode tok/s (best) | prefill tok/s (best) | 32 × (128+64) tok/s (best) |", "|---|---|---|---|"]
+    for engine in measured.engines:
+        cells = []
+        for workload in WORKLOADS:
+            each = measured.each(engine, workload.name)
+            cells.append(f"{median(each):.1f} ({max(each):.1f})")
+        rows.append(f"| {engine} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)
