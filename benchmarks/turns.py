@@ -12,8 +12,9 @@ taken within a turn, and the medians over the turns are printed, beside the leas
 from __future__ import annotations
 
 import json
+import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from subprocess import Popen
@@ -69,8 +70,8 @@ def main(
 def _ask(process: Popen[str], workload: Workload, repetition: int) -> Line:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(f"{workload.name} {repetition}\n")
-    process.stdin.flush()
+    with suppress(BrokenPipeError):  # then nothing comes back
+        os.write(process.stdin.fileno(), f"{workload.name} {repetition}\n".encode())
     for line in process.stdout:
         if line.startswith("{"):
             return dict(json.loads(line))
