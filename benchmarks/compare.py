@@ -16,13 +16,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import psutil
 import typer
 
-from benchmarks.engines import THREADS, engines, run
+from benchmarks.engines import THREADS, Gguf, Llama, Model, Only, Out, Vllm, W8a8, engines, run
 from benchmarks.measured import Line, Measured, figures, verdicts
 from benchmarks.verdict import table
 
@@ -34,15 +32,15 @@ print(json.dumps({"peak_mib": peak_mib()}))
 
 
 def main(
-    model: Annotated[Path, typer.Argument(metavar="HF_FOLDER")],
-    vllm: Annotated[Path | None, typer.Option(help="The Python of vLLM's environment.")] = None,
-    llama: Annotated[Path | None, typer.Option(help="The Python of llama.cpp's environment.")] = None,
-    gguf: Annotated[Path | None, typer.Option(help="The same weights as a GGUF file, for llama.cpp.")] = None,
-    w8a8: Annotated[Path | None, typer.Option(help="The same model as a W8A8 checkpoint.")] = None,
+    model: Model,
+    vllm: Vllm = None,
+    llama: Llama = None,
+    gguf: Gguf = None,
+    w8a8: W8a8 = None,
     rounds: int = 3,
     repeat: int = 3,
-    only: Annotated[list[str] | None, typer.Option(help="Run these engines alone; may be given again.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write NAME.json and NAME.md.")] = None,
+    only: Only = None,
+    out: Out = None,
 ) -> None:
     chosen = engines(model, vllm, llama, gguf, w8a8, only)
     (interpreter,) = run(sys.executable, "-c", _INTERPRETER)
@@ -57,7 +55,7 @@ def main(
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
             others.append(_cores_in_use())
             try:
-                lines[name] = engine.measure("--repeat", str(repeat))
+                lines[name] = run(*engine.command, "--repeat", str(repeat))
             except subprocess.CalledProcessError as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 del chosen[name]

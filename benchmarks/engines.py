@@ -9,11 +9,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from benchmarks import measured as names
 from benchmarks.measured import Line
+
+# The options that say which.
+Model = Annotated[Path, typer.Argument(metavar="HF_FOLDER")]
+Vllm = Annotated[Path | None, typer.Option(help="The Python of vLLM's environment.")]
+Llama = Annotated[Path | None, typer.Option(help="The Python of llama.cpp's environment.")]
+Gguf = Annotated[Path | None, typer.Option(help="The same weights as a GGUF file, for llama.cpp.")]
+W8a8 = Annotated[Path | None, typer.Option(help="The same model as a W8A8 checkpoint.")]
+Only = Annotated[list[str] | None, typer.Option(help="Run these engines alone; may be given again.")]
+Out = Annotated[Path | None, typer.Option(help="Where to write NAME.json and NAME.md.")]
 
 _ROOT = Path(__file__).resolve().parent.parent
 THREADS = 2
@@ -25,10 +35,6 @@ class Engine:
 
     model: Path
     command: tuple[str, ...]
-
-    def measure(self, *options: str) -> list[Line]:
-        """All workloads, one after the other."""
-        return run(*self.command, *options)
 
 
 def engines(
@@ -55,7 +61,9 @@ def engines(
 
 def run(*command: str) -> list[Line]:
     """The JSON lines that a command prints."""
-    result = subprocess.run(command, cwd=_ROOT, env=environment(command), stdout=subprocess.PIPE, text=True, check=True)
+    result = subprocess.run(
+        command, cwd=_ROOT, env=_environment(command), stdout=subprocess.PIPE, text=True, check=True
+    )
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
@@ -63,11 +71,11 @@ def start(engine: Engine) -> subprocess.Popen[str]:
     """An engine that measures a workload when a line asks it to: see `benchmarks.workload.measure_on_request`."""
     command = (*engine.command, "--on-request")
     return subprocess.Popen(
-        command, cwd=_ROOT, env=environment(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=_ROOT, env=_environment(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
 
-def environment(command: Sequence[str]) -> dict[str, str]:
+def _environment(command: Sequence[str]) -> dict[str, str]:
     return {**os.environ, **_preload(Path(command[0]))}
 
 

@@ -122,11 +122,12 @@ def verdicts(measured: Measured) -> list[Verdict]:
 
     best = {workload.name: measured.best_peer(workload.name) for workload in WORKLOADS}
     has = set(measured.engines)
+    complete = bool(measured.limits)  # of engines that took turns rates alone are known
     against("decode, bf16", OWN, best["decode"], "decode", 1.3)
-    if OWN in has and measured.limits:
+    if OWN in has and complete:
         rated("decode, bf16: share of the read bandwidth", OWN, measured.read_share(OWN), 0.65)
     against("prefill 1024, bf16", OWN, best["prefill"], "prefill", 1.3)
-    if OWN in has and measured.limits:
+    if OWN in has and complete:
         rated("prefill 1024, bf16: share of the bf16 product's rate", OWN, measured.product_share(OWN), 0.8)
     against("32 concurrent, bf16", OWN, best["batch"], "batch", 1.3)
     against("decode, Q8_0", OWN_INT8, LLAMA_INT8, "decode", 1.5)
@@ -139,13 +140,11 @@ def verdicts(measured: Measured) -> list[Verdict]:
     against("tp=2, decode", TP2, OWN, "decode", 0.9)
     against("tp=2, 32 concurrent", TP2, OWN, "batch", 0.9)
     against("pp=2, 32 concurrent", PP2, OWN, "batch", 0.9)
-    if not measured.limits:
-        return found
-    if OWN in has:
+    if OWN in has and complete:
         for workload, size in (("decode", 1), ("batch64", 64)):
             share = measured.value(OWN, workload, "control_share")
             found.append(Verdict(f"control plane, batch {size} ({OWN})", share, at_most=0.05, unit="%"))
-    if {OWN, TP2} <= has:
+    if {OWN, TP2} <= has and complete:
         more = (measured.peak_mib(TP2) - measured.interpreter_mib) / measured.peak_mib(OWN)
         found.append(Verdict(f"peak memory: (tp=2 − one interpreter) / {OWN}", more, at_most=1.15))
     return found

@@ -6,7 +6,7 @@ python -m benchmarks.turns HF_FOLDER [--vllm PYTHON] [--llama PYTHON --gguf FILE
 
 Engines and workloads are those of benchmarks/compare.py, which also measures memory and the machine's limits. An engine
 that is not asked sleeps; half a second before each question is for threads that spin a while before they do. Ratios are
-taken within a turn, and the medians over the turns are printed, beside the least time of any turn.
+taken within a turn; of rates the median over the turns is printed, and the best of any.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import os
 import sys
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from statistics import median
 from subprocess import Popen
 from time import sleep
@@ -23,7 +22,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.engines import engines, start
+from benchmarks.engines import Gguf, Llama, Model, Only, Out, Vllm, W8a8, engines, start
 from benchmarks.measured import Line, Measured, verdicts
 from benchmarks.verdict import table
 from benchmarks.workload import WARM_UP, WORKLOADS, Workload
@@ -32,14 +31,14 @@ _PAUSE_S = 0.5
 
 
 def main(
-    model: Annotated[Path, typer.Argument(metavar="HF_FOLDER")],
-    vllm: Annotated[Path | None, typer.Option(help="The Python of vLLM's environment.")] = None,
-    llama: Annotated[Path | None, typer.Option(help="The Python of llama.cpp's environment.")] = None,
-    gguf: Annotated[Path | None, typer.Option(help="The same weights as a GGUF file, for llama.cpp.")] = None,
-    w8a8: Annotated[Path | None, typer.Option(help="The same model as a W8A8 checkpoint.")] = None,
+    model: Model,
+    vllm: Vllm = None,
+    llama: Llama = None,
+    gguf: Gguf = None,
+    w8a8: W8a8 = None,
     turns: Annotated[int, typer.Option(min=1, help="How often each workload is asked of each engine.")] = 10,
-    only: Annotated[list[str] | None, typer.Option(help="These engines alone; may be given again.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write NAME.json and NAME.md.")] = None,
+    only: Only = None,
+    out: Out = None,
 ) -> None:
     chosen = engines(model, vllm, llama, gguf, w8a8, only)
     with ExitStack() as stack:
