@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -68,7 +69,7 @@ def _compiled(folder: Path) -> Callable[..., object] | None:
     if compiler is None:
         return None
     source, target = Path(__file__).with_name("read_memory.c"), folder / "read_memory.so"
-    flags = ["-O3", "-march=native", "-mprefer-vector-width=512"] if "avx512f" in _cpu_flags() else ["-O3"]
+    flags = ["-O3", "-march=native", "-mprefer-vector-width=512"] if "avx512f" in _cpu_flags() else ["-O3", "-march=native"]
     subprocess.run([compiler, *flags, "-shared", "-fPIC", str(source), "-o", str(target)], check=True)
     function = ctypes.CDLL(str(target)).read_memory
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t]
@@ -83,16 +84,20 @@ def _cpu_flags() -> set[str]:
 
 @torch.inference_mode()
 def _products() -> dict[str, float]:
-    """Operations a second for each shape, with the weights as they are and packed beforehand by oneDNN."""
+    """Operations a second for each shape, with the weights as they are, packed beforehand by oneDNN, and as float32,
+    which is what a processor without instructions for bfloat16 has to make of them."""
     rates = {}
     for rows, inputs, outputs in _SHAPES:
         left = torch.randn(rows, inputs, dtype=torch.bfloat16)
         weight = torch.randn(outputs, inputs, dtype=torch.bfloat16)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        ways = {
+        wide_left, wide_weight = left.float(), weight.float()
+        ways: dict[str, Callable[[], object]] = {
             "plain": partial(torch.matmul, left, weight.T),
-            "packed": partial(torch.ops.mkldnn._linear_pointwise, left, packed, None, "none", [], ""),
+            "as float32": partial(torch.matmul, wide_left, wide_weight.T),
         }
+        with suppress(RuntimeError):  # where the processor has no instructions for it
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            ways["packed"] = partial(torch.ops.mkldnn._linear_pointwise, left, packed, None, "none", [], "")
         for name, product in ways.items():
             rates[f"{rows} × {inputs} × {outputs} {name}"] = 2 * rows * inputs * outputs / _seconds(product)
     return rates

@@ -156,8 +156,8 @@ struct PassShapes {};
 
 inline void fetch_tiles(const bf16* const*, long, long) {}
 inline void join(const bf16* const*, long, long, bf16*) {}
-inline void score(const bf16*, const bf16* const*, long, long, float*, long) {}
-inline void mix(const bf16*, long, const bf16*, long, long, float*) {}
+inline void score(const Kept<bf16>*, const bf16* const*, long, long, float*, long) {}
+inline void mix(const Kept<bf16>*, long, const bf16*, long, long, float*) {}
 
 #endif
 

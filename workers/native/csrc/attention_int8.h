@@ -1,8 +1,11 @@
 // Attention's products with keys and values in 8 bits, exactly, on 16 bits of the other side.
 //
 // To widen tiles to bf16 first takes longer than reading them in bf16 would have; to round queries and softmax's weights
-// to 8 bits loses those far below the largest. So these have 16 bits, as two bytes: as many instructions as in bf16.
+// to 8 bits loses those far below the largest. So these have 16 bits: as two bytes where the processor multiplies bytes, in
+// as many instructions as in bf16, and as they are elsewhere.
 #pragma once
+
+#include <algorithm>
 
 #include "cache.h"
 #include "gemm.h"
@@ -10,75 +13,110 @@
 
 namespace phx {
 
-// Rows of 16-bit numbers, scale · (256 · high + low): the high bytes of 16 of them, then their low ones.
-struct TwoBytes {
-    Lines<int8_t> bytes;
-    Lines<float> scale;
-    const long stride;
-    TwoBytes(long rows, long width) : bytes(rows * 2 * width), scale(rows), stride(2 * width) {}
-    int8_t* row(long r) { return bytes.data() + r * stride; }
-    const int8_t* row(long r) const { return bytes.data() + r * stride; }
+#if defined(__AVX512F__)
+
+// What numbers are kept in for products: of every 16 the high bytes, then the low ones.
+using Part = int8_t;
+constexpr long PARTS_EACH = 2;
+constexpr float LARGEST_WEIGHT = 65535;  // unsigned
+inline float largest_query(long) { return 127 * 256 + 127; }  // signed, low bytes too
+PHX_INLINE void keep_query(Part* to, I32 code) {
+    store_bytes(to, shift_right<8>(add(code, set1(128))));
+    store_bytes(to + LANES, code);
+}
+PHX_INLINE void keep_weight(Part* to, I32 code) {
+    store_bytes(to, shift_right<8>(code));
+    store_bytes(to + LANES, code);
+}
+
+// Exact sums of products with the four numbers that are `k` from the first of 16, in each lane.
+struct Exact {
+    I32 high = set1(0), low = set1(0);
+    PHX_INLINE void add_keys(I32 keys, const Part* queries, long k) {  // keys are unsigned
+        high = dot_u8s8(high, keys, spread(queries + k)), low = dot_u8s8(low, keys, spread(queries + LANES + k));
+    }
+    PHX_INLINE void add_values(I32 values, const Part* weights, long k) {  // values are signed
+        high = dot_u8s8(high, spread(weights + k), values), low = dot_u8s8(low, spread(weights + LANES + k), values);
+    }
+    PHX_INLINE F32 value() const { return fma(to_float(high), set1(256.0f), to_float(low)); }
+    PHX_INLINE Exact negative() const { return {mul(high, set1(-1)), mul(low, set1(-1))}; }
 };
 
-// Queries are signed, low bytes too; the products begin with the share of the keys' centre, -128 · the sum of either.
-struct Int8Queries : TwoBytes {
-    Lines<int32_t> high_start, low_start;
-    Int8Queries(long rows, long width) : TwoBytes(rows, width), high_start(rows), low_start(rows) {}
+#else
+
+using Part = int16_t;
+constexpr long PARTS_EACH = 1;
+constexpr float LARGEST_WEIGHT = 32767;
+inline float largest_query(long depth) { return std::min<float>(32767, float((1l << 31) / (128 * depth))); }  // as sums are of 32 bits
+PHX_INLINE void keep_query(Part* to, I32 code) { keep(to, code); }
+PHX_INLINE void keep_weight(Part* to, I32 code) { keep(to, code); }
+
+struct Exact {
+    I32 all = set1(0);
+    PHX_INLINE void add_keys(I32 keys, const Part* queries, long k) { all = Bytes<false>(keys).dot(all, queries + k); }
+    PHX_INLINE void add_values(I32 values, const Part* weights, long k) { all = Bytes<true>(values).dot(all, weights + k); }
+    PHX_INLINE F32 value() const { return to_float(all); }
+    PHX_INLINE Exact negative() const { return {mul(all, set1(-1))}; }
+};
+
+#endif
+
+// Rows of numbers of 16 bits, with a scale each.
+struct Numbers {
+    Lines<Part> parts;
+    Lines<float> scale;
+    const long stride;
+    Numbers(long rows, long width) : parts(rows * PARTS_EACH * width), scale(rows), stride(PARTS_EACH * width) {}
+    Part* of(long r, long i) { return parts.data() + r * stride + PARTS_EACH * i; }  // the 16 from i on
+    const Part* of(long r, long i) const { return parts.data() + r * stride + PARTS_EACH * i; }
+};
+
+// Products of queries begin with the share of the keys' centre.
+struct Int8Queries : Numbers {
+    Lines<Exact> start;
+    Int8Queries(long rows, long width) : Numbers(rows, width), start(rows) {}
 
     void put(long r, const float* x, long width) {
-        constexpr float LARGEST = 127 * 256 + 127;
-        const float most = std::max(largest_magnitude(x, width), LEAST);
-        I32 all = set1(0), upper = set1(0);
+        const float steps = largest_query(width) / std::max(largest_magnitude(x, width), LEAST);
+        const I32 centre = set1(int32_t(0x80808080));
+        Exact share;
         for (long i = 0; i < width; i += LANES) {
-            const I32 code = to_int(mul(load(x + i), set1(LARGEST / most))), high = shift_right<8>(add(code, set1(128)));
-            store_bytes(row(r) + 2 * i, high);
-            store_bytes(row(r) + 2 * i + LANES, code);
-            all = add(all, code), upper = add(upper, high);
+            keep_query(of(r, i), to_int(mul(load(x + i), set1(steps))));
+            for (long k = 0; k < LANES; k += 4) share.add_keys(centre, of(r, i), k);
         }
-        scale[r] = most / LARGEST;
-        high_start[r] = -128 * sum(upper), low_start[r] = -128 * (sum(all) - 256 * sum(upper));
+        scale[r] = 1 / steps;
+        start[r] = share.negative();
     }
 };
 
 template <int R, int C>
 PHX_INLINE void score_tiles(const Int8Queries& q, long row, long depth, const int8_t* const* keys,
                             const int8_t* const* ahead, float* scores, long stride) {
-    I32 high[R][C], low[R][C];
-    const int8_t* from[R];
-    for (int r = 0; r < R; ++r) {
-        from[r] = q.row(row + r);
-        for (int c = 0; c < C; ++c) high[r][c] = set1(q.high_start[row + r]), low[r][c] = set1(q.low_start[row + r]);
-    }
+    Exact exact[R][C];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) exact[r][c] = q.start[row + r];
     for (long d = 0; d < depth; d += LANES) {
         for (long k = 0; k < LANES; k += 4) {
             I32 w[C];
             for (int c = 0; c < C; ++c) w[c] = load_weights(keys[c] + (d + k) * TILE), prefetch(ahead[c] + (d + k) * TILE);
-            for (int r = 0; r < R; ++r) {
-                const I32 h = spread(from[r] + 2 * d + k), l = spread(from[r] + 2 * d + LANES + k);
-                for (int c = 0; c < C; ++c) high[r][c] = dot_u8s8(high[r][c], w[c], h), low[r][c] = dot_u8s8(low[r][c], w[c], l);
-            }
+            for (int r = 0; r < R; ++r)
+                for (int c = 0; c < C; ++c) exact[r][c].add_keys(w[c], q.of(row + r, d), k);
         }
     }
     for (int c = 0; c < C; ++c) {
         const F32 scales = load(reinterpret_cast<const float*>(keys[c] + TILE * depth));
         prefetch(ahead[c] + TILE * depth);
         for (int r = 0; r < R; ++r) {
-            const F32 exact = fma(to_float(high[r][c]), set1(256.0f), to_float(low[r][c]));
-            store(scores + (row + r) * stride + c * TILE, mul(exact, mul(scales, set1(q.scale[row + r]))));
+            store(scores + (row + r) * stride + c * TILE, mul(exact[r][c].value(), mul(scales, set1(q.scale[row + r]))));
         }
     }
 }
 
-// out += weights · values, for C × 16 dimensions from `dim` on. Weights are unsigned, values signed.
+// out += weights · values, for C × 16 dimensions from `dim` on.
 template <int R, int C>
-PHX_INLINE void mix_tile(const TwoBytes& weights, long row, const int8_t* const* values, const int8_t* const* ahead,
+PHX_INLINE void mix_tile(const Numbers& weights, long row, const int8_t* const* values, const int8_t* const* ahead,
                          long tiles, long depth, long dim, float* out) {
-    I32 high[R][C], low[R][C];
-    const int8_t* from[R];
-    for (int r = 0; r < R; ++r) {
-        from[r] = weights.row(row + r);
-        for (int c = 0; c < C; ++c) high[r][c] = low[r][c] = set1(0);
-    }
+    Exact exact[R][C];
     for (long t = 0; t < tiles; ++t) {
         const int8_t *tile = values[t] + dim * 4, *next = ahead[t] + dim * 4;
         for (long k = 0; k < TILE; k += 4) {
@@ -87,17 +125,14 @@ PHX_INLINE void mix_tile(const TwoBytes& weights, long row, const int8_t* const*
                 v[c] = load_weights(tile + k * depth + c * LANES * 4);
                 prefetch(next + k * depth + c * LANES * 4);
             }
-            for (int r = 0; r < R; ++r) {
-                const I32 h = spread(from[r] + t * 2 * TILE + k), l = spread(from[r] + t * 2 * TILE + TILE + k);
-                for (int c = 0; c < C; ++c) high[r][c] = dot_u8s8(high[r][c], h, v[c]), low[r][c] = dot_u8s8(low[r][c], l, v[c]);
-            }
+            for (int r = 0; r < R; ++r)
+                for (int c = 0; c < C; ++c) exact[r][c].add_values(v[c], weights.of(row + r, t * TILE), k);
         }
     }
     for (int r = 0; r < R; ++r) {
         for (int c = 0; c < C; ++c) {
             float* to = out + (row + r) * depth + dim + c * LANES;
-            const F32 exact = fma(to_float(high[r][c]), set1(256.0f), to_float(low[r][c]));
-            store(to, fma(exact, set1(weights.scale[row + r]), load(to)));
+            store(to, fma(exact[r][c].value(), set1(weights.scale[row + r]), load(to)));
         }
     }
 }
@@ -126,13 +161,13 @@ class Int8Products {
     void score(const int8_t* const* keys, const int8_t* const* ahead, long tiles, long begin, long end, float* scores) const {
         scores -= begin * keys_;
         long t = 0;
-        for (; t + 2 <= tiles; t += 2) {
-            in_tiles<ROWS>(begin, end, [&](auto r, long row) {
-                score_tiles<r.value, 2>(queries_, row, depth_, keys + t, (row > begin ? keys : ahead) + t, scores + t * TILE, keys_);
+        for (; t + TILE_PANELS <= tiles; t += TILE_PANELS) {
+            in_tiles<GROUP_TILE_ROWS>(begin, end, [&](auto r, long row) {
+                score_tiles<r.value, TILE_PANELS>(queries_, row, depth_, keys + t, (row > begin ? keys : ahead) + t, scores + t * TILE, keys_);
             });
         }
         if (t == tiles) return;
-        in_tiles<ROWS>(begin, end, [&](auto r, long row) {
+        in_tiles<GROUP_TILE_ROWS>(begin, end, [&](auto r, long row) {
             score_tiles<r.value, 1>(queries_, row, depth_, keys + t, (row > begin ? keys : ahead) + t, scores + t * TILE, keys_);
         });
     }
@@ -147,35 +182,30 @@ class Int8Products {
     }
 
     void weighed(long row, long tiles) {
-        constexpr float LARGEST = 65535;
         F32 best = zero();
         for (long t = 0; t < tiles; ++t) best = max(best, load(weight_.data() + t * TILE));
-        const float most = std::max(largest(best), LEAST);
-        weights_.scale[row] = most / LARGEST;
+        const float steps = LARGEST_WEIGHT / std::max(largest(best), LEAST);
+        weights_.scale[row] = 1 / steps;
         for (long i = 0; i < tiles * TILE; i += LANES) {
-            const I32 code = to_int(mul(load(weight_.data() + i), set1(LARGEST / most)));
-            store_bytes(weights_.row(row) + 2 * i, shift_right<8>(code));
-            store_bytes(weights_.row(row) + 2 * i + LANES, code);
+            keep_weight(weights_.of(row, i), to_int(mul(load(weight_.data() + i), set1(steps))));
         }
     }
 
     void mix(const int8_t* const* values, const int8_t* const* ahead, long tiles, long begin, long end, float* out) const {
         out -= begin * depth_;
-        in_tiles<ROWS>(begin, end, [&](auto r, long row) {
+        in_tiles<GROUP_TILE_ROWS>(begin, end, [&](auto r, long row) {
             const int8_t* const* next = row > begin ? values : ahead;
             long dim = 0;
-            for (; dim + 2 * LANES <= depth_; dim += 2 * LANES) {
-                mix_tile<r.value, 2>(weights_, row, values, next, tiles, depth_, dim, out);
+            for (; dim + TILE_PANELS * LANES <= depth_; dim += TILE_PANELS * LANES) {
+                mix_tile<r.value, TILE_PANELS>(weights_, row, values, next, tiles, depth_, dim, out);
             }
             if (dim < depth_) mix_tile<r.value, 1>(weights_, row, values, next, tiles, depth_, dim, out);
         });
     }
 
   private:
-    static constexpr int ROWS = TILE_ROWS / 2;  // as each has two sums
-
     Int8Queries queries_;
-    TwoBytes weights_;
+    Numbers weights_;
     const long depth_, keys_;
     Lines<float> query_, weight_;  // one row on its way
 };

@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "simd.h"
+#include "dot.h"
 
 namespace phx {
 

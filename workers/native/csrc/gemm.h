@@ -16,9 +16,9 @@
 
 namespace phx {
 
-constexpr int TILE_PANELS = 2;
+constexpr int SHARED_PANELS = 2;  // that a thread takes at once
 // Up to here the time of a product is that of reading its weights; one tile has them all.
-constexpr long FEW_ROWS = std::min(4, TILE_ROWS_INT);
+constexpr long FEW_ROWS = std::min(4, GROUP_TILE_ROWS);
 static_assert(amx::FEWEST_ROWS > FEW_ROWS, "few rows are read as they lie without matrix registers");
 constexpr long BLOCK_BYTES = 384 << 10;     // activations that stay in the second-level cache beside the weights
 
@@ -28,17 +28,14 @@ PHX_INLINE void tile(const Rows<T>& a, long m, const Weight& w, long n, Ahead ah
     constexpr long P = PAIR<T>;
     const T* panel = reinterpret_cast<const T*>(w.panel(n));
     const long stride = w.panel_bytes() / long(sizeof(T)), steps = w.depth / P;
-    const T* rows = a.data + m * a.depth;
+    const Kept<T>* rows = a.data + m * a.depth;
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) acc[r][c] = no_sum<T>();
     for (long k = 0; k < steps; ++k, rows += R * P) {
-        decltype(load_weights(panel)) weights[C];
+        Vector<T> weights[C];
         for (int c = 0; c < C; ++c) weights[c] = load_weights(panel + c * stride + k * LANES * P);
         ahead.fetch(k);
-        for (int r = 0; r < R; ++r) {
-            const auto x = spread(rows + r * P);
-            for (int c = 0; c < C; ++c) acc[r][c] = dot(acc[r][c], x, weights[c]);
-        }
+        multiply<T>(rows, P, weights, acc);
     }
 }
 
@@ -57,28 +54,29 @@ template <class T> class DensePanel {
     const T* at_;
 };
 
-// One panel for R rows, its inputs in U interleaved sums: one stream, and no sum waits for the one before.
-template <int R, int U, class T, class Panel>
-PHX_INLINE void stream(const T* rows, Panel panel, long steps, Sum<T> (&out)[R]) {
+// One panel for R rows: one stream.
+template <class T, int R, class Panel>
+PHX_INLINE void stream(const Kept<T>* rows, Panel panel, long steps, Sum<T> (&out)[R]) {
     constexpr long P = PAIR<T>;
-    Sum<T> acc[R][U];
-    for (int r = 0; r < R; ++r)
-        for (int u = 0; u < U; ++u) acc[r][u] = no_sum<T>();
+    constexpr int U = TURNS<R>;
+    Sum<T> acc[U][R][1];
+    for (int u = 0; u < U; ++u)
+        for (int r = 0; r < R; ++r) acc[u][r][0] = no_sum<T>();
     long k = 0;
     for (; k + U <= steps; k += U) {
         for (int u = 0; u < U; ++u) {
-            const auto w = panel.next();
-            for (int r = 0; r < R; ++r) acc[r][u] = dot(acc[r][u], spread(rows + ((k + u) * R + r) * P), w);
+            const Vector<T> weights[] = {panel.next()};
+            multiply<T>(rows + (k + u) * R * P, P, weights, acc[u]);
         }
     }
     for (; k < steps; ++k) {
-        const auto w = panel.next();
-        for (int r = 0; r < R; ++r) acc[r][0] = dot(acc[r][0], spread(rows + (k * R + r) * P), w);
+        const Vector<T> weights[] = {panel.next()};
+        multiply<T>(rows + k * R * P, P, weights, acc[0]);
     }
     for (int r = 0; r < R; ++r) {
         for (int width = U / 2; width > 0; width /= 2)
-            for (int u = 0; u < width; ++u) acc[r][u] = add(acc[r][u], acc[r][u + width]);
-        out[r] = acc[r][0];
+            for (int u = 0; u < width; ++u) acc[u][r][0] = add(acc[u][r][0], acc[u + width][r][0]);
+        out[r] = acc[0][r][0];
     }
 }
 
@@ -89,68 +87,61 @@ struct Held {
     PHX_INLINE void operator()(long m, long, F32 x) { last[m] = x; }
 };
 
-template <int R, class T> PHX_INLINE void stream_panel(const Rows<T>& a, const Weight& w, long n, Sum<T> (&out)[R]) {
-    constexpr int U = R == 1 ? 8 : 4;
+template <int R, class T> PHX_APART void stream_panel(const Rows<T>& a, const Weight& w, long n, Sum<T> (&out)[R]) {
     const long steps = w.depth / PAIR<T>;
     if constexpr (std::is_same_v<T, bf16>) {
         if (w.sparse()) {
-            stream<R, U>(a.data, SparsePanel(w, n), steps, out);
+            stream<T>(a.data, SparsePanel(w, n), steps, out);
         } else {
-            stream<R, U>(a.data, DensePanel<T>(w, n), steps, out);
+            stream<T>(a.data, DensePanel<T>(w, n), steps, out);
         }
     } else {
-        stream<R, U>(a.data, DensePanel<T>(w, n), steps, out);
+        stream<T>(a.data, DensePanel<T>(w, n), steps, out);
     }
 }
 
-// R rows by C panels of 8 or 4 bits: exact sums over the 32 inputs of a group, then in float32
+// R rows by C panels in groups: exact sums over the 32 inputs of a group, then in float32
 // acc + sums · scales, and the offsets' share (as in llama.cpp's blocks).
-template <int R, int C, bool FOUR_BITS, bool OFFSETS>
-PHX_INLINE void tile(const QuantisedRows& a, long m, const Weight& w, long n, Ahead ahead, F32 (&acc)[R][C]) {
-    constexpr long BYTES = GROUP * LANES / (FOUR_BITS ? 2 : 1), QUAD = 4;
+template <int R, int C, bool OFFSETS, int BITS>
+PHX_INLINE void tile(const GroupRows<BITS>& a, long m, const Weight& w, long n, Ahead ahead, F32 (&acc)[R][C]) {
+    constexpr long BYTES = GROUP * LANES * BITS / 8, QUAD = 4;
     const long groups = a.groups(), stride = w.panel_bytes(), table_stride = groups * LANES;
     const char* panel = w.panel(n);
     const f16 *scales = w.scales + n * table_stride, *offsets = OFFSETS ? w.offsets + n * table_stride : nullptr;
-    const int8_t* codes = a.codes + m * a.depth;
+    const Codes<BITS>* codes = a.codes + m * a.depth;
     const float *own = a.scales + m * groups, *weighted = a.weighted + m * groups;
     const int32_t* starts = a.starts + m * groups;
-    F32 sums[C][R];
-    for (int c = 0; c < C; ++c)
-        for (int r = 0; r < R; ++r) sums[c][r] = zero();
+    F32 sums[R][C];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) sums[r][c] = zero();
     for (long g = 0; g < groups; ++g) {
-        I32 exact[C][R];
-        for (int r = 0; r < R; ++r) {
-            const I32 start = OFFSETS ? set1(int32_t(0)) : set1(starts[r]);
-            for (int c = 0; c < C; ++c) exact[c][r] = start;
-        }
-        const auto four_inputs = [&](const I32(&weights)[C], const int8_t* from) __attribute__((always_inline)) {
-            for (int r = 0; r < R; ++r) {
-                int32_t quadruple;
-                std::memcpy(&quadruple, from + r * QUAD, QUAD);
-                const I32 x = set1(quadruple);
-                for (int c = 0; c < C; ++c) exact[c][r] = dot_u8s8(exact[c][r], weights[c], x);
-            }
-        };
+        I32 exact[R][C];
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) exact[r][c] = set1(int32_t(0));
 #pragma GCC unroll 8
         for (long line = 0; line < BYTES / LINE; ++line) {
             I32 stored[C];
             for (int c = 0; c < C; ++c) stored[c] = load(reinterpret_cast<const int32_t*>(panel + c * stride + line * LINE));
             ahead.fetch(g * (BYTES / LINE) + line);
-            if constexpr (FOUR_BITS) {
+            if constexpr (BITS == 4) {
                 I32 low[C], high[C];
                 for (int c = 0; c < C; ++c) low[c] = low_nibbles(stored[c]), high[c] = high_nibbles(stored[c]);
-                four_inputs(low, codes + 2 * line * R * QUAD);
-                four_inputs(high, codes + (2 * line + 1) * R * QUAD);
+                multiply_codes<BITS>(codes + 2 * line * R * QUAD, QUAD, low, exact);
+                multiply_codes<BITS>(codes + (2 * line + 1) * R * QUAD, QUAD, high, exact);
             } else {
-                four_inputs(stored, codes + line * R * QUAD);
+                multiply_codes<BITS>(codes + line * R * QUAD, QUAD, stored, exact);
             }
         }
         for (int c = 0; c < C; ++c) {
             const F32 scale = load_f16(scales + c * table_stride);
-            for (int r = 0; r < R; ++r) sums[c][r] = fma(mul(scale, set1(own[r])), to_float(exact[c][r]), sums[c][r]);
+            for (int r = 0; r < R; ++r) {
+                I32 total = sums_of_group<BITS>(exact[r][c]);
+                if constexpr (!OFFSETS) total = add(total, set1(starts[r]));
+                sums[r][c] = fma(mul(scale, set1(own[r])), to_float(total), sums[r][c]);
+            }
             if constexpr (OFFSETS) {
                 const F32 offset = load_f16(offsets + c * table_stride);
-                for (int r = 0; r < R; ++r) sums[c][r] = fma(offset, set1(weighted[r]), sums[c][r]);
+                for (int r = 0; r < R; ++r) sums[r][c] = fma(offset, set1(weighted[r]), sums[r][c]);
                 if (c + 1 == C) offsets += LANES;
             }
         }
@@ -158,22 +149,19 @@ PHX_INLINE void tile(const QuantisedRows& a, long m, const Weight& w, long n, Ah
         codes += R * GROUP, own += R, weighted += R, starts += R;
     }
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) acc[r][c] = sums[c][r];
+        for (int c = 0; c < C; ++c) acc[r][c] = sums[r][c];
 }
 
-template <int R, int C>
-PHX_INLINE void tile(const QuantisedRows& a, long m, const Weight& w, long n, Ahead ahead, F32 (&acc)[R][C]) {
-    if (w.format == Format::Int8) {
-        tile<R, C, false, false>(a, m, w, n, ahead, acc);
-    } else if (w.offsets == nullptr) {
-        tile<R, C, true, false>(a, m, w, n, ahead, acc);
-    } else {
-        tile<R, C, true, true>(a, m, w, n, ahead, acc);
+template <int R, int C, int BITS>
+PHX_INLINE void tile(const GroupRows<BITS>& a, long m, const Weight& w, long n, Ahead ahead, F32 (&acc)[R][C]) {
+    if constexpr (BITS == 4) {
+        if (w.offsets != nullptr) return tile<R, C, true>(a, m, w, n, ahead, acc);
     }
+    tile<R, C, false>(a, m, w, n, ahead, acc);
 }
 
 // The processor works on several groups at once by itself: one panel after the other is the best order to read in.
-template <int R> PHX_INLINE void stream_panel(const QuantisedRows& a, const Weight& w, long n, F32 (&out)[R]) {
+template <int R, int BITS> PHX_APART void stream_panel(const GroupRows<BITS>& a, const Weight& w, long n, F32 (&out)[R]) {
     F32 sums[R][1];
     tile<R, 1>(a, 0, w, n, {w.panel(n) + AHEAD, 1}, sums);
     for (int r = 0; r < R; ++r) out[r] = sums[r][0];
@@ -181,11 +169,23 @@ template <int R> PHX_INLINE void stream_panel(const QuantisedRows& a, const Weig
 
 // ---- what both have in common: sharing out panels, and tiles of rows ----
 
-template <class T> long row_bytes(const Rows<T>& a) { return a.depth * long(sizeof(T)); }
-inline long row_bytes(const QuantisedRows& a) { return a.depth; }
+template <class A> long row_bytes(const A& a) { return a.depth * long(sizeof(typename A::Value)); }
 template <class A> using SumOf = std::conditional_t<std::is_same_v<A, TokenRows>, I32, F32>;
-template <class A> constexpr int MOST_ROWS = TILE_ROWS;
-template <> constexpr int MOST_ROWS<QuantisedRows> = TILE_ROWS_INT;
+
+// As many panels at a time as registers have room for.
+template <class A, class S, int R, int C>
+PHX_APART void tile_panels(const A& a, long m, const Weight& w, long n, const Ahead& ahead, S (&acc)[R][C]) {
+    if constexpr (C <= TILE_PANELS) {
+        tile<R, C>(a, m, w, n, ahead, acc);
+    } else {
+#pragma GCC unroll 1
+        for (int c = 0; c < C; ++c) {
+            S one[R][1];
+            tile<R, 1>(a, m, w, n + c, c == 0 ? ahead : Ahead{}, one);
+            for (int r = 0; r < R; ++r) acc[r][c] = one[r][0];
+        }
+    }
+}
 
 template <int R, int C, class A, class Finish>
 void finish_tile(const A& a, long m, long rows, const Weight& w, long n, const Ahead& ahead, Finish& finish) {
@@ -194,7 +194,7 @@ void finish_tile(const A& a, long m, long rows, const Weight& w, long n, const A
         return;
     }
     SumOf<A> acc[R][C];
-    tile<R, C>(a, m, w, n, ahead, acc);
+    tile_panels(a, m, w, n, ahead, acc);
     for (int r = 0; r < R; ++r) {
         if constexpr (Finish::PAIRS) {
             finish(m + r, n * LANES, output(a, m + r, w, n, acc[r][0]), output(a, m + r, w, n + C - 1, acc[r][C - 1]));
@@ -217,7 +217,7 @@ template <class A, class Finish> class Batch {
         for (long t = first; t < last; ++t) {
             const long panel = (t - first) * lines;
             const Ahead ahead = panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
-            finish_tile<MOST_ROWS<A>, C>(a_, a_.tiles.begin(t), a_.tiles.height(t), w, n, ahead, finish_);
+            finish_tile<A::MOST, C>(a_, a_.tiles.begin(t), a_.tiles.height(t), w, n, ahead, finish_);
         }
     }
     void finish_rest() {}
@@ -276,20 +276,20 @@ void product_of_few(Team& team, int thread, const A& a, long rows, const Weight&
 // A panel and the next are the two halves of a gated layer, so they have to meet: PAIRS.
 template <bool PAIRS, class A, class Part> void share_out(Team& team, int thread, const A& a, const Weight& w, Part part) {
     const long most = std::max<long>(1, BLOCK_BYTES / (row_bytes(a) * a.tiles.height(0)));
-    const long blocks = (a.tiles.count + most - 1) / most, pairs = (w.panels + TILE_PANELS - 1) / TILE_PANELS;
+    const long blocks = (a.tiles.count + most - 1) / most, pairs = (w.panels + SHARED_PANELS - 1) / SHARED_PANELS;
     const Pieces pieces(blocks * pairs, team.size());
     for (long piece = thread, following; pieces.begin(piece) < pieces.count; piece = following) {
         following = team.size() + team.claim(1);
         const long end = pieces.begin(piece + 1);
         for (long i = pieces.begin(piece); i < end; ++i) {
-            const long block = i / pairs, n = i % pairs * TILE_PANELS, after = i + 1 < end ? i + 1 : pieces.begin(following);
+            const long block = i / pairs, n = i % pairs * SHARED_PANELS, after = i + 1 < end ? i + 1 : pieces.begin(following);
             const long first = a.tiles.count * block / blocks, last = a.tiles.count * (block + 1) / blocks;
-            const long next = after < pieces.count && !w.sparse() ? after % pairs * TILE_PANELS : -1;
+            const long next = after < pieces.count && !w.sparse() ? after % pairs * SHARED_PANELS : -1;
             const auto multiply = [&](auto count) {
                 part.template multiply<count>(first, last, w.sparse() ? dense_panels(w, n, count) : w, n, next);
             };
-            if (n + TILE_PANELS <= w.panels) {
-                multiply(std::integral_constant<int, TILE_PANELS>());
+            if (n + SHARED_PANELS <= w.panels) {
+                multiply(std::integral_constant<int, SHARED_PANELS>());
             } else if constexpr (!PAIRS) {
                 multiply(std::integral_constant<int, 1>());
             }

@@ -42,7 +42,7 @@ class Registers {
 // multiplied, so that the matrix unit and the vectors' are busy at the same time: the processor does not look that far
 // ahead by itself.
 template <class A, class Finish> class Batch {
-    using T = std::remove_pointer_t<decltype(A::data)>;
+    using T = typename A::Value;
     static constexpr long P = PAIR<T>, VALUES = LINE / long(sizeof(T));
     using Sums = std::conditional_t<std::is_same_v<T, bf16>, float, int32_t>[2][2][HEIGHT * LANES];
 

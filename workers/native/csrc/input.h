@@ -36,14 +36,14 @@ struct Input {
         starts = Buffer<int32_t>(count * width / GROUP);
     }
     template <class T> Rows<T> as(long count) const {
-        return {reinterpret_cast<T*>(rows.get()), width, count};
+        return {reinterpret_cast<Kept<T>*>(rows.get()), width, count};
     }
-    QuantisedRows quantised(long count, long depth) const {
-        return {reinterpret_cast<int8_t*>(rows.get()), scales.get(), weighted.get(), starts.get(), depth,
-                Tiles(count, TILE_ROWS_INT)};
+    template <int BITS> GroupRows<BITS> groups(long count, long depth) const {
+        return {reinterpret_cast<Codes<BITS>*>(rows.get()), scales.get(), weighted.get(), starts.get(), depth,
+                Tiles(count, GROUP_TILE_ROWS)};
     }
     TokenRows tokens(long count) const {
-        return {reinterpret_cast<int8_t*>(rows.get()), scales.get(), starts.get(), width, count};
+        return {reinterpret_cast<Kept<int8_t>*>(rows.get()), scales.get(), starts.get(), width, count};
     }
     // Row m of `count` from floats, which are followed by zeros up to a multiple of 16.
     void put(const Weight& reader, long m, long count, const float* x, long size) {
@@ -51,7 +51,8 @@ struct Input {
             case Format::Float32: put_as(as<float>(count), m, x, size); break;
             case Format::BFloat16: put_as(as<bf16>(count), m, x, size); break;
             case Format::Channels: tokens(count).quantise(x, size, reader.depth, m); break;
-            default: quantised(count, reader.depth).quantise(x, size, reader.centre(), m);
+            case Format::Int8: groups<8>(count, reader.depth).quantise(x, size, m); break;
+            case Format::Int4: groups<4>(count, reader.depth).quantise(x, size, m); break;
         }
     }
 
@@ -61,7 +62,8 @@ struct Input {
             case Format::Float32: phx::product(team, thread, as<float>(rows), rows, w, finish); break;
             case Format::BFloat16: phx::product(team, thread, as<bf16>(rows), rows, w, finish); break;
             case Format::Channels: phx::product(team, thread, tokens(rows), rows, w, finish); break;
-            default: phx::product(team, thread, quantised(rows, w.depth), rows, w, finish); break;
+            case Format::Int8: phx::product(team, thread, groups<8>(rows, w.depth), rows, w, finish); break;
+            case Format::Int4: phx::product(team, thread, groups<4>(rows, w.depth), rows, w, finish); break;
         }
     }
 

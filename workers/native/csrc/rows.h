@@ -41,12 +41,6 @@ inline void rotate(float* x, const float* cos, const float* sin, long size) {
     }
 }
 
-#if defined(__AVX512F__)
-constexpr int TILE_ROWS = 12, TILE_ROWS_INT = 6;
-#else
-constexpr int TILE_ROWS = 4, TILE_ROWS_INT = 2;
-#endif
-
 // A batch's rows, cut into tiles of equal height, which a product keeps in registers; the last one may be lower.
 class Tiles {
   public:
@@ -65,47 +59,50 @@ class Tiles {
 // Whether a batch of so many rows goes to matrix registers.
 template <class T> bool lined(long rows) { return !std::is_same_v<T, float> && rows >= amx::FEWEST_ROWS && amx::usable(); }
 
-template <class T> Tiles tiles_of(long rows) { return {rows, lined<T>(rows) ? amx::HEIGHT : TILE_ROWS}; }
+template <class T> Tiles tiles_of(long rows) { return {rows, lined<T>(rows) ? amx::HEIGHT : TILE_ROWS<T>}; }
 inline Tiles tiles_of(Format reader, long rows) {
     switch (reader) {
         case Format::Float32: return tiles_of<float>(rows);
         case Format::BFloat16: return tiles_of<bf16>(rows);
         case Format::Channels: return tiles_of<int8_t>(rows);
-        default: return {rows, TILE_ROWS_INT};
+        default: return {rows, GROUP_TILE_ROWS};
     }
 }
 
-// Rows of float32, bf16 or int8 in the order in which products read them, tile by tile: [depth / PAIR][rows of the tile]
-// [PAIR], or, for matrix registers, with a cache line of each row in turn: [depth / 32][rows of the tile][32] of bf16.
+// Rows for weights of float32, bf16 or int8 in the order in which products read them, tile by tile: [depth / PAIR][rows of
+// the tile][PAIR], or, for matrix registers, with a cache line of each row in turn: [depth / 32][rows of the tile][32] of
+// bf16.
 template <class T> struct Rows {
-    T* data;
+    using Value = Kept<T>;
+    static constexpr int MOST = TILE_ROWS<T>;  // rows of a tile
+    Value* data;
     long depth;  // a multiple of 64
     bool lined;
     Tiles tiles;
 
-    Rows(T* data, long depth, long count)
+    Rows(Value* data, long depth, long count)
         : data(data), depth(depth), lined(phx::lined<T>(count)), tiles(tiles_of<T>(count)) {}
 
     // The first `count` of 16 values from input k of row m on; both are multiples of PAIR, except at a row's end.
     PHX_INLINE void put(long m, long k, F32 x, long count) const {
-        T values[LANES];
-        store_as(values, x);
+        Value values[LANES];
+        keep(values, x, T{});
         put(m, k, values, count);
     }
-    PHX_INLINE void put(long m, long k, const T (&values)[LANES], long count) const {
-        constexpr long P = PAIR<T>, L = LINE / long(sizeof(T));
+    PHX_INLINE void put(long m, long k, const Value (&values)[LANES], long count) const {
+        constexpr long P = PAIR<T>, L = LINE / long(sizeof(Value));
         const long tile = tiles.of(m), first = tiles.begin(tile), height = tiles.height(tile);
-        T* start = data + first * depth;
+        Value* start = data + first * depth;
         if (!lined) {
-            T* to = start + k * height + (m - first) * P;
-            for (long i = 0; i < std::min<long>(count, LANES); i += P) std::memcpy(to + i * height, values + i, P * sizeof(T));
+            Value* to = start + k * height + (m - first) * P;
+            for (long i = 0; i < std::min<long>(count, LANES); i += P) std::memcpy(to + i * height, values + i, P * sizeof(Value));
             return;
         }
         const auto place = [&](long k) { return start + (k / L * height + m - first) * L + k % L; };
         if (k % LANES == 0 && count >= LANES) {
             std::memcpy(place(k), values, sizeof(values));
         } else {
-            for (long i = 0; i < std::min<long>(count, LANES); i += P) std::memcpy(place(k + i), values + i, P * sizeof(T));
+            for (long i = 0; i < std::min<long>(count, LANES); i += P) std::memcpy(place(k + i), values + i, P * sizeof(Value));
         }
     }
 };
@@ -116,7 +113,7 @@ struct TokenRows : Rows<int8_t> {
     float* scales;
     int32_t* starts;
 
-    TokenRows(int8_t* data, float* scales, int32_t* starts, long depth, long count)
+    TokenRows(Value* data, float* scales, int32_t* starts, long depth, long count)
         : Rows(data, depth, count), scales(scales), starts(starts) {}
 
     // Row m from `size` floats, filled up with zeros to `width`.
@@ -132,12 +129,12 @@ struct TokenRows : Rows<int8_t> {
         for (long k = 0; k < width; k += LANES) {
             const I32 codes = to_int(mul(k < size ? load_some(x + k, size - k) : zero(), inverse));
             total = add(total, codes);
-            int8_t bytes[LANES];
-            store_bytes(bytes, codes);
-            put(m, k, bytes, LANES);
+            Value kept[LANES];
+            keep(kept, codes);
+            put(m, k, kept, LANES);
         }
         scales[m] = range / 127.0f;
-        starts[m] = -CENTRE * sum(total);
+        starts[m] = -centre(8) * sum(total);
     }
 };
 
@@ -147,20 +144,22 @@ PHX_INLINE F32 output(const TokenRows& a, long m, const Weight& w, long n, I32 s
     return mul(mul(to_float(add(sum, set1(a.starts[m]))), set1(a.scales[m])), load(w.channels + n * LANES));
 }
 
-// Rows of int8 for weights in groups: [depth / 4][rows of the tile][4] codes. For every 32 inputs, as [depth / 32][rows of
+// Rows of int8 for weights in groups of BITS: [depth / 4][rows of the tile][4] codes. For every 32 inputs, as [depth / 32][rows of
 // the tile]: the scale, scale × sum of the codes, and what exact sums start with, which is the share of the weights' centre.
-struct QuantisedRows {
-    int8_t* codes;
+template <int BITS> struct GroupRows {
+    using Value = Codes<BITS>;
+    static constexpr int MOST = GROUP_TILE_ROWS;
+    Value* codes;
     float *scales, *weighted;
     int32_t* starts;
     long depth;
     Tiles tiles;
     long groups() const { return depth / GROUP; }
 
-    // Row m from `size` floats, filled up with zeros; `centre` is the weights' code that means zero.
-    void quantise(const float* x, long size, int32_t centre, long m) const {
+    // Row m from `size` floats, filled up with zeros.
+    void quantise(const float* x, long size, long m) const {
         const long tile = tiles.of(m), first = tiles.begin(tile), height = tiles.height(tile);
-        int8_t* to = codes + first * depth + (m - first) * 4;
+        Value* to = codes + first * depth + (m - first) * 4;
         for (long group = 0, place = first * groups() + m - first; group < groups(); ++group, place += height) {
             const float* values = x + group * GROUP;
             float last[GROUP] = {};
@@ -172,13 +171,13 @@ struct QuantisedRows {
             const F32 magnitude = max(max(low, sub(zero(), low)), max(high, sub(zero(), high)));
             const float most = largest(magnitude), inverse = most > 0 ? 127.0f / most : 0.0f;
             const I32 both[2] = {to_int(mul(low, set1(inverse))), to_int(mul(high, set1(inverse)))};
-            int8_t row[GROUP];
-            for (int half = 0; half < 2; ++half) store_bytes(row + half * LANES, both[half]);
-            for (long k = 0; k < GROUP; k += 4, to += height * 4) std::memcpy(to, row + k, 4);
+            Value row[GROUP];
+            for (int half = 0; half < 2; ++half) keep(row + half * LANES, both[half]);
+            for (long k = 0; k < GROUP; k += 4, to += height * 4) std::memcpy(to, row + k, 4 * sizeof(Value));
             const int32_t total = sum(add(both[0], both[1]));
             scales[place] = most / 127.0f;
             weighted[place] = scales[place] * float(total);
-            starts[place] = -centre * total;
+            starts[place] = -centre(BITS) * total;
         }
     }
 };
@@ -206,7 +205,7 @@ inline void unpack_row(const Weight& w, long row, float* out) {
         for (long first = 0; first < w.inputs; first += GROUP) {
             const long place = (first_group + first / GROUP) * LANES + lane;
             const float scale = half_to_float(w.scales[place]);
-            const float offset = w.offsets ? half_to_float(w.offsets[place]) : -scale * float(w.centre());
+            const float offset = w.offsets ? half_to_float(w.offsets[place]) : -scale * float(centre(w.format == Format::Int4 ? 4 : 8));
             for (long k = first; k < std::min(first + GROUP, w.inputs); ++k) out[k] = scale * float(code(k)) + offset;
         }
     };
@@ -216,7 +215,7 @@ inline void unpack_row(const Weight& w, long row, float* out) {
             return each([&](long k) { return to_float(reinterpret_cast<const bf16*>(panel)[(k / 2 * LANES + lane) * 2 + k % 2]); });
         case Format::Int8: return each_group(byte);
         case Format::Int4: return each_group(half);
-        case Format::Channels: return each([&](long k) { return w.channels[row] * float(byte(k) - CENTRE); });
+        case Format::Channels: return each([&](long k) { return w.channels[row] * float(byte(k) - centre(8)); });
     }
 }
 

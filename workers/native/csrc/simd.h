@@ -26,6 +26,7 @@ constexpr int LANES = 16;
 constexpr long LINE = 64;  // bytes of a cache line
 
 #define PHX_INLINE inline __attribute__((always_inline))
+#define PHX_APART __attribute__((noinline))  // compiled once for all that becomes of its results
 
 #if defined(__AVX512F__)
 
@@ -120,22 +121,48 @@ PHX_INLINE F32 fma(F32 a, F32 b, F32 c) {
     PHX_EACH(F32, a.part[i] * b.part[i] + c.part[i]);
 #endif
 }
-PHX_INLINE F32 max(F32 a, F32 b) { PHX_EACH(F32, a.part[i] > b.part[i] ? a.part[i] : b.part[i]); }
-PHX_INLINE F32 min(F32 a, F32 b) { PHX_EACH(F32, a.part[i] < b.part[i] ? a.part[i] : b.part[i]); }
+PHX_INLINE NativeF larger(NativeF a, NativeF b) {
+#if defined(__AVX2__)
+    return (NativeF)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+PHX_INLINE NativeF smaller(NativeF a, NativeF b) {
+#if defined(__AVX2__)
+    return (NativeF)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+PHX_INLINE F32 max(F32 a, F32 b) { PHX_EACH(F32, larger(a.part[i], b.part[i])); }
+PHX_INLINE F32 min(F32 a, F32 b) { PHX_EACH(F32, smaller(a.part[i], b.part[i])); }
+
+// One value from all of a vector's, which `join` makes one of two.
+template <class Native, class Join> PHX_INLINE auto joined(const Native (&parts)[PARTS], Join join) {
+    Native all = parts[0];
+    for (int i = 1; i < PARTS; ++i) all = join(all, parts[i]);
+#if defined(__AVX2__)
+    all = join(all, (Native)_mm256_permute2f128_ps((__m256)all, (__m256)all, 1));
+    all = join(all, (Native)_mm256_permute_ps((__m256)all, 0x4e));
+    all = join(all, (Native)_mm256_permute_ps((__m256)all, 0xb1));
+#else
+    for (int width = REGISTER / 2; width > 0; width /= 2) {
+        Native other = all;
+        for (int i = 0; i < width; ++i) other[i] = all[i + width];
+        all = join(all, other);
+    }
+#endif
+    return all[0];
+}
 PHX_INLINE float sum(F32 a) {
-    float total = 0;
-    for (int i = 0; i < LANES; ++i) total += a.part[i / REGISTER][i % REGISTER];
-    return total;
+    return joined(a.part, [](NativeF x, NativeF y) { return x + y; });
 }
-PHX_INLINE float largest(F32 a) {
-    float best = a.part[0][0];
-    for (int i = 1; i < LANES; ++i) best = a.part[i / REGISTER][i % REGISTER] > best ? a.part[i / REGISTER][i % REGISTER] : best;
-    return best;
-}
+PHX_INLINE float largest(F32 a) { return joined(a.part, larger); }
 PHX_INLINE F32 largest_of(const F32 (&x)[LANES]) {  // of each of 16
-    F32 all;
-    for (int i = 0; i < LANES; ++i) all.part[i / REGISTER][i % REGISTER] = largest(x[i]);
-    return all;
+    float all[LANES];
+    for (int i = 0; i < LANES; ++i) all[i] = largest(x[i]);
+    return load(all);
 }
 PHX_INLINE bool any_above(F32 a, float limit) {
     NativeI above = {};
@@ -166,12 +193,32 @@ PHX_INLINE I32 to_int(F32 x) {  // to nearest, for |x| < 2^22
     PHX_EACH(I32, (NativeI)(x.part[i] + magic) - (NativeI)magic);
 }
 PHX_INLINE int32_t sum(I32 a) {
-    int32_t total = 0;
-    for (int i = 0; i < LANES; ++i) total += a.part[i / REGISTER][i % REGISTER];
-    return total;
+    return joined(a.part, [](NativeI x, NativeI y) { return (NativeI)((NativeU)x + (NativeU)y); });
 }
-PHX_INLINE void store_bytes(int8_t* p, I32 x) {  // of values that fit
+#if defined(__AVX2__)
+// The lowest bits of each, in 16.
+PHX_INLINE __m256i words(I32 x, int bits) {
+    const __m256i lowest = _mm256_set1_epi32((1 << bits) - 1);
+    const __m256i a = _mm256_and_si256((__m256i)x.part[0], lowest), b = _mm256_and_si256((__m256i)x.part[1], lowest);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+}
+#endif
+// The lowest 16 bits of each, or the lowest 8.
+PHX_INLINE void store_words(uint16_t* p, I32 x) {
+#if defined(__AVX2__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words(x, 16));
+#else
+    for (int i = 0; i < LANES; ++i) p[i] = uint16_t(x.part[i / REGISTER][i % REGISTER]);
+#endif
+}
+PHX_INLINE void store_bytes(int8_t* p, I32 x) {
+#if defined(__AVX2__)
+    const __m256i all = words(x, 8);
+    const __m128i low = _mm256_castsi256_si128(all), high = _mm256_extracti128_si256(all, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(low, high));
+#else
     for (int i = 0; i < LANES; ++i) p[i] = int8_t(x.part[i / REGISTER][i % REGISTER]);
+#endif
 }
 template <int N> PHX_INLINE I32 shift_left(I32 x) { PHX_EACH(I32, x.part[i] << N); }
 template <int N> PHX_INLINE I32 shift_right(I32 x) { PHX_EACH(I32, x.part[i] >> N); }
@@ -220,140 +267,22 @@ PHX_INLINE bf16 to_bf16(float x) {  // to nearest, ties to even
     return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// The upper halves are those of the nearest bf16.
+PHX_INLINE I32 rounded_bits(F32 x) {
+    const I32 bits = as_int(x), odd = bits_and(shift_in_zeros<16>(bits), set1(1));
+    return add(bits, add(odd, set1(0x7fff)));
+}
+
 PHX_INLINE void store_as(float* p, F32 x) { store(p, x); }
 PHX_INLINE void store_as(bf16* p, F32 x) {
 #if defined(__AVX512BF16__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
 #else
-    float wide[LANES];
-    store(wide, x);
-    for (int i = 0; i < LANES; ++i) p[i] = to_bf16(wide[i]);
+    store_words(p, shift_in_zeros<16>(rounded_bits(x)));
 #endif
 }
-PHX_INLINE float convert(float x, float) { return x; }
-PHX_INLINE bf16 convert(float x, bf16) { return to_bf16(x); }
 PHX_INLINE float widen(float x) { return x; }
 PHX_INLINE float widen(bf16 x) { return to_float(x); }
-
-// How many values of one row meet in one lane of a product: pairs of bf16, quadruples of int8.
-template <class T> constexpr int PAIR = sizeof(float) / sizeof(T);
-
-// What their products add up to.
-template <class T> using Sum = std::conditional_t<std::is_same_v<T, int8_t>, I32, F32>;
-template <class T> PHX_INLINE Sum<T> no_sum() { return set1(std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>(0)); }
-
-// A vector of weights: 16 columns, PAIR<T> rows each.
-PHX_INLINE F32 load_weights(const float* p) { return load(p); }
-PHX_INLINE I32 load_weights(const bf16* p) { return load(reinterpret_cast<const int32_t*>(p)); }
-PHX_INLINE I32 load_weights(const int8_t* p) { return load(reinterpret_cast<const int32_t*>(p)); }
-PHX_INLINE F32 spread(const float* p) { return set1(*p); }
-PHX_INLINE I32 spread_word(const void* p) {
-    int32_t word;
-    std::memcpy(&word, p, 4);
-    return set1(word);
-}
-PHX_INLINE I32 spread(const bf16* p) { return spread_word(p); }
-PHX_INLINE I32 spread(const int8_t* p) { return spread_word(p); }
-
-// A vector of weights of which only those are stored, from p on, whose bits are set; the others are zero. Reads a whole
-// vector.
-PHX_INLINE I32 load_set(const bf16* p, uint32_t bits) {
-#if defined(__AVX512VBMI2__)
-    return _mm512_maskz_expand_epi16(bits, _mm512_loadu_si512(p));
-#else
-    bf16 values[2 * LANES] = {};
-    for (; bits != 0; bits &= bits - 1) values[__builtin_ctz(bits)] = *p++;
-    return load(reinterpret_cast<const int32_t*>(values));
-#endif
-}
-
-// Stores those of 32 weights from p on that are not zero, and says which.
-PHX_INLINE uint32_t store_set(bf16* p, const bf16* weights) {
-    constexpr bf16 MAGNITUDE = 0x7fff;
-#if defined(__AVX512VBMI2__)
-    const __m512i all = _mm512_loadu_si512(weights);
-    const uint32_t bits = _mm512_test_epi16_mask(all, _mm512_set1_epi16(MAGNITUDE));
-    alignas(LINE) bf16 set[2 * LANES];
-    _mm512_store_si512(set, _mm512_maskz_compress_epi16(bits, all));
-    std::memcpy(p, set, __builtin_popcount(bits) * sizeof(bf16));
-    return bits;
-#else
-    uint32_t bits = 0;
-    for (int i = 0; i < 2 * LANES; ++i) {
-        if ((weights[i] & MAGNITUDE) == 0) continue;
-        bits |= uint32_t(1) << i;
-        *p++ = weights[i];
-    }
-    return bits;
-#endif
-}
-
-PHX_INLINE F32 dot(F32 acc, F32 a, F32 b) { return fma(a, b, acc); }
-// acc + a.low * b.low + a.high * b.high in each lane.
-PHX_INLINE F32 dot(F32 acc, I32 a, I32 b) {
-#if defined(__AVX512BF16__)
-    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
-#else
-    acc = fma(as_float(shift_left<16>(a)), as_float(shift_left<16>(b)), acc);
-#if defined(__AVX512F__)
-    const I32 high = set1(int32_t(0xffff0000));
-    return fma(as_float(_mm512_and_si512(a, high)), as_float(_mm512_and_si512(b, high)), acc);
-#else
-    I32 ah, bh;
-    for (int i = 0; i < PARTS; ++i) ah.part[i] = a.part[i] & int32_t(0xffff0000), bh.part[i] = b.part[i] & int32_t(0xffff0000);
-    return fma(as_float(ah), as_float(bh), acc);
-#endif
-#endif
-}
-
-// acc + the four products of unsigned weights and signed activations in each lane, exactly.
-PHX_INLINE I32 dot_u8s8(I32 acc, I32 weights, I32 activations) {
-#if defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(acc, weights, activations);
-#elif defined(__AVX2__)
-    I32 result;
-    for (int i = 0; i < PARTS; ++i) {
-        const __m256i w = (__m256i)weights.part[i], a = (__m256i)activations.part[i], even = _mm256_set1_epi16(0xff);
-        // Even and odd bytes apart, in 16 bits each: the instruction for pairs of bytes saturates.
-        const __m256i w0 = _mm256_and_si256(w, even), w1 = _mm256_srli_epi16(w, 8);
-        const __m256i a0 = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), a1 = _mm256_srai_epi16(a, 8);
-        result.part[i] = acc.part[i] + (NativeI)_mm256_add_epi32(_mm256_madd_epi16(w0, a0), _mm256_madd_epi16(w1, a1));
-    }
-    return result;
-#else
-    I32 result = acc;
-    for (int i = 0; i < LANES; ++i) {
-        const uint32_t w = uint32_t(weights.part[i / REGISTER][i % REGISTER]);
-        const uint32_t a = uint32_t(activations.part[i / REGISTER][i % REGISTER]);
-        int32_t total = 0;
-        for (int byte = 0; byte < 32; byte += 8) total += int32_t((w >> byte) & 255) * int8_t(a >> byte);
-        result.part[i / REGISTER][i % REGISTER] += total;
-    }
-    return result;
-#endif
-}
-
-PHX_INLINE I32 dot(I32 acc, I32 activations, I32 weights) { return dot_u8s8(acc, weights, activations); }
-
-// The low and the high half of every byte.
-PHX_INLINE I32 low_nibbles(I32 x) {
-#if defined(__AVX512F__)
-    return _mm512_and_si512(x, _mm512_set1_epi8(15));
-#else
-    I32 result;
-    for (int i = 0; i < PARTS; ++i) result.part[i] = x.part[i] & 0x0f0f0f0f;
-    return result;
-#endif
-}
-PHX_INLINE I32 high_nibbles(I32 x) {
-#if defined(__AVX512F__)
-    return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15));
-#else
-    I32 result;
-    for (int i = 0; i < PARTS; ++i) result.part[i] = (x.part[i] >> 4) & 0x0f0f0f0f;
-    return result;
-#endif
-}
 
 // 2^x for x <= 127, -infinity included, by the polynomial in what x is above a whole number whose largest relative error
 // is least: 8e-8 with five terms after the first, 9e-5 with three.

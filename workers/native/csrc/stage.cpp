@@ -191,14 +191,8 @@ template <class T, class S> class Stage final : public PhxStage {
                 float* q = qkv + head * dim;
                 if (l.query_norm) normalise(q, l.query_norm, s.eps, dim, q);
                 rotate(q, cos, sin, dim);
-                T* to = queries_.get() + (m * s.heads + head) * depth_;
-                for (long d = 0; d < dim; d += LANES) {
-                    if (d + LANES <= dim) {
-                        store_as(to + d, load(q + d));
-                    } else {
-                        for (long i = d; i < dim; ++i) to[i] = convert(q[i], T{});
-                    }
-                }
+                Kept<T>* to = queries_.get() + (m * s.heads + head) * depth_;
+                for (long d = 0; d < dim; d += LANES) keep(to + d, load_some(q + d, dim - d), T{});
             }
             const long block = chunk.table[position / s.block_size], offset = position % s.block_size;
             for (long head = 0; head < s.kv_heads; ++head) {
@@ -346,7 +340,7 @@ template <class T, class S> class Stage final : public PhxStage {
     Buffer<int32_t> tables_;              // [max_sequences, max_blocks]
     Passes passes_;                       // of this step
     Buffer<float> x_, partial_, qkv_;     // the residual stream, a rank's share of a sum, projections: [tokens, width]
-    Buffer<T> queries_;                   // [tokens, heads, depth]
+    Buffer<Kept<T>> queries_;                   // [tokens, heads, depth]
     Input input_, mixed_, gated_;         // of qkv, gate_up and head; of out; of down
     Buffer<float> floats_;                // rows on their way to a quantised input
     Buffer<S> kept_;                      // the keys and values of all layers

@@ -7,12 +7,12 @@
 // for every value, [inputs / 2] words of 32, then the values whose bits are set, one after the other.
 #pragma once
 
-#include "simd.h"
+#include "dot.h"
 
 namespace phx {
 
 constexpr long GROUP = 32;
-constexpr int32_t CENTRE = 128;  // the code of 8 bits that means zero
+constexpr int32_t centre(int bits) { return 1 << (bits - 1); }  // the code that means zero, where there are no offsets
 
 enum class Format : int { Float32 = 0, BFloat16 = 1, Int8 = 2, Int4 = 3, Channels = 4 };
 
@@ -43,7 +43,6 @@ struct Weight {
         return 0;
     }
     const char* panel(long n) const { return data + n * panel_bytes(); }
-    int32_t centre() const { return format == Format::Int4 ? 8 : CENTRE; }  // the code that means zero, without offsets
 
     // Fetches scales and offsets of `count` panels.
     void prefetch_tables(long n, long count) const {
