@@ -67,8 +67,8 @@ PHX_INLINE void score_tiles(const Kept<T>* queries, long depth, const T* const* 
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) acc[r][c] = zero();
     for (long k = 0; k < depth / P; ++k) {
-        Vector<T> w[C];
-        for (int c = 0; c < C; ++c) w[c] = load_weights(keys[c] + k * LANES * P), prefetch(ahead[c] + k * LANES * P);
+        const T* w[C];
+        for (int c = 0; c < C; ++c) w[c] = keys[c] + k * LANES * P, prefetch(ahead[c] + k * LANES * P);
         multiply<T>(queries + k * P, depth, w, acc);
     }
     for (int r = 0; r < R; ++r)
@@ -99,9 +99,9 @@ PHX_INLINE void mix_tile(const Kept<T>* weights, long stride, const T* const* va
     for (long t = 0; t < tiles; ++t) {
         const T *v = values[t] + dim * P, *next = ahead[t] + dim * P;
         for (long k = 0; k < TILE / P; ++k) {
-            Vector<T> w[C];
+            const T* w[C];
             for (int c = 0; c < C; ++c) {
-                w[c] = load_weights(v + (k * depth + c * LANES) * P);
+                w[c] = v + (k * depth + c * LANES) * P;
                 prefetch(next + (k * depth + c * LANES) * P);
             }
             multiply<T>(weights + t * TILE + k * P, stride, w, acc);

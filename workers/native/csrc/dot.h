@@ -125,24 +125,39 @@ template <bool SIGNED> struct Bytes {
 };
 #endif
 
+// acc + x * w, where acc is: the compiler would have registers take turns, at the price of a copy for each of them.
+PHX_INLINE F32 accumulate(F32 acc, F32 x, F32 w) {
+#if defined(__AVX2__)
+    for (int i = 0; i < PARTS; ++i) asm("vfmadd231ps %2, %1, %0" : "+x"(acc.part[i]) : "x"(x.part[i]), "x"(w.part[i]));
+    return acc;
+#else
+    return fma(x, w, acc);
+#endif
+}
+
+// The first or the second of two inputs.
+template <int HALF, int R, int C>
+PHX_INLINE void multiply_half(const float* rows, long stride, const I32 (&weights)[C], F32 (&acc)[R][C]) {
+    F32 w[C];
+    for (int c = 0; c < C; ++c) {
+        w[c] = as_float(HALF == 0 ? shift_left<16>(weights[c]) : bits_and(weights[c], set1(int32_t(0xffff0000))));
+    }
+    for (int r = 0; r < R; ++r) {
+        const F32 x = set1(rows[r * stride + HALF]);
+        for (int c = 0; c < C; ++c) acc[r][c] = accumulate(acc[r][c], x, w[c]);
+    }
+}
+
 template <class T, int R, int C>
 PHX_INLINE void multiply(const Kept<T>* rows, long stride, const Vector<T> (&weights)[C], Sum<T> (&acc)[R][C]) {
     if constexpr (std::is_same_v<T, float>) {
         for (int r = 0; r < R; ++r) {
             const F32 x = set1(rows[r * stride]);
-            for (int c = 0; c < C; ++c) acc[r][c] = fma(x, weights[c], acc[r][c]);
+            for (int c = 0; c < C; ++c) acc[r][c] = accumulate(acc[r][c], x, weights[c]);
         }
     } else if constexpr (std::is_same_v<T, bf16>) {
-        for (int half = 0; half < 2; ++half) {  // one after the other: there are no registers for both
-            F32 w[C];
-            for (int c = 0; c < C; ++c) {
-                w[c] = as_float(half == 0 ? shift_left<16>(weights[c]) : bits_and(weights[c], set1(int32_t(0xffff0000))));
-            }
-            for (int r = 0; r < R; ++r) {
-                const F32 x = set1(rows[r * stride + half]);
-                for (int c = 0; c < C; ++c) acc[r][c] = fma(x, w[c], acc[r][c]);
-            }
-        }
+        multiply_half<0>(rows, stride, weights, acc);
+        multiply_half<1>(rows, stride, weights, acc);
     } else {
         for (int c = 0; c < C; ++c) {
             const Bytes<false> w(weights[c]);
@@ -152,6 +167,25 @@ PHX_INLINE void multiply(const Kept<T>* rows, long stride, const Vector<T> (&wei
 }
 
 #endif  // __AVX512F__
+
+// The same with vectors that are still in memory.
+template <class T, int R, int C>
+PHX_INLINE void multiply(const Kept<T>* rows, long stride, const T* const (&weights)[C], Sum<T> (&acc)[R][C]) {
+    Vector<T> vectors[C];
+    for (int c = 0; c < C; ++c) vectors[c] = load_weights(weights[c]);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, bf16>) {
+        multiply_half<0>(rows, stride, vectors, acc);
+        for (int c = 0; c < C; ++c) {  // read again: there is no register to keep them in
+            const T* again = weights[c];
+            asm("" : "+r"(again));
+            vectors[c] = load_weights(again);
+        }
+        return multiply_half<1>(rows, stride, vectors, acc);
+    }
+#endif
+    multiply<T>(rows, stride, vectors, acc);
+}
 
 // The same for weights in groups of so many bits, whose codes of activations are kept as Codes: multiply_codes, and what a
 // group's sums come to in the end.

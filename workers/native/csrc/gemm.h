@@ -29,14 +29,17 @@ PHX_INLINE void tile(const Rows<T>& a, long m, const Weight& w, long n, Ahead ah
     const T* panel = reinterpret_cast<const T*>(w.panel(n));
     const long stride = w.panel_bytes() / long(sizeof(T)), steps = w.depth / P;
     const Kept<T>* rows = a.data + m * a.depth;
+    Sum<T> sums[R][C];
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) acc[r][c] = no_sum<T>();
+        for (int c = 0; c < C; ++c) sums[r][c] = no_sum<T>();
     for (long k = 0; k < steps; ++k, rows += R * P) {
-        Vector<T> weights[C];
-        for (int c = 0; c < C; ++c) weights[c] = load_weights(panel + c * stride + k * LANES * P);
+        const T* weights[C];
+        for (int c = 0; c < C; ++c) weights[c] = panel + c * stride + k * LANES * P;
         ahead.fetch(k);
-        multiply<T>(rows, P, weights, acc);
+        multiply<T>(rows, P, weights, sums);
     }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) acc[r][c] = sums[r][c];
 }
 
 // The vectors of a dense panel, one after the other.
@@ -181,7 +184,7 @@ PHX_APART void tile_panels(const A& a, long m, const Weight& w, long n, const Ah
 #pragma GCC unroll 1
         for (int c = 0; c < C; ++c) {
             S one[R][1];
-            tile<R, 1>(a, m, w, n + c, c == 0 ? ahead : Ahead{}, one);
+            tile<R, 1>(a, m, w, n + c, {ahead.at + c * w.panel_bytes(), std::min(ahead.lines, 1l)}, one);
             for (int r = 0; r < R; ++r) acc[r][c] = one[r][0];
         }
     }
@@ -212,11 +215,12 @@ template <class A, class Finish> class Batch {
     // The first tile to the last of a block of rows against C panels of w from n on. `next` are the panels that come after
     // these, or -1: the first tiles fetch them, so that memory and arithmetic are busy at the same time.
     template <int C> void multiply(long first, long last, const Weight& w, long n, long next) {
-        const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first < panels ? panels : 1;
+        const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next);
+        const long lines = C > TILE_PANELS || last - first < panels ? panels : 1;
         if (w.grouped()) w.prefetch_tables(next, panels);
         for (long t = first; t < last; ++t) {
             const long panel = (t - first) * lines;
-            const Ahead ahead = panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
+            const Ahead ahead = panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{w.panel(n), 0};
             finish_tile<A::MOST, C>(a_, a_.tiles.begin(t), a_.tiles.height(t), w, n, ahead, finish_);
         }
     }

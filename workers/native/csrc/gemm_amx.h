@@ -54,7 +54,7 @@ template <class A, class Finish> class Batch {
         const long panels = next < 0 ? 0 : std::min<long>(C, w.panels - next), lines = last - first <= 2 ? panels : 1;
         const auto ahead = [&](long t) {
             const long panel = (t - first) / 2 * lines;
-            return panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{};
+            return panel < panels ? Ahead{w.panel(next + panel), lines} : Ahead{nullptr, 0};
         };
         long t = first;
         for (; t + 2 <= last; t += 2) {
@@ -95,7 +95,7 @@ template <class A, class Finish> class Batch {
                 PHX_TILES(T, 2, 5, 6)
                 if constexpr (C > 1) PHX_TILES(T, 3, 5, 7)
             }
-            for (long line = 0; line < HEIGHT; ++line) ahead.fetch(k * HEIGHT + line);
+            for (long line = 0; ahead.lines > 0 && line < HEIGHT; ++line) ahead.fetch(k * HEIGHT + line);
             first += heights[0] * VALUES, second += heights[R - 1] * VALUES, panel += HEIGHT * LINE;
             if (k > 0) finish_rows(share);
         }
