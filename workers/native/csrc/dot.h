@@ -38,9 +38,10 @@ template <class T> using Kept = T;
 PHX_INLINE void keep(bf16* to, F32 x, bf16) { store_as(to, x); }
 
 // The most rows and panels of a tile, by the weights' type or in groups: as many as registers hold sums of. For few rows
-// a panel's sums take turns, so that none waits for the one before.
+// so many panels are read at once, and their sums take turns, so that none waits for the one before.
 template <class T> constexpr int TILE_ROWS = 12;
 constexpr int GROUP_TILE_ROWS = 6, TILE_PANELS = 2;
+template <int ROWS> constexpr int STREAMS = 1;
 template <int ROWS> constexpr int TURNS = ROWS == 1 ? 8 : 4;
 
 PHX_INLINE F32 spread(const float* p) { return set1(*p); }
@@ -70,7 +71,8 @@ using Kept = std::conditional_t<std::is_same_v<T, bf16>, float, std::conditional
 
 template <class T> constexpr int TILE_ROWS = std::is_same_v<T, int8_t> ? 4 : 6;
 constexpr int GROUP_TILE_ROWS = 4, TILE_PANELS = 1;
-template <int ROWS> constexpr int TURNS = ROWS == 1 ? 4 : ROWS < 4 ? 2 : 1;
+template <int ROWS> constexpr int STREAMS = ROWS == 1 ? 2 : 1;
+template <int ROWS> constexpr int TURNS = ROWS < 4 ? 2 : 1;
 
 // As large as a bf16 that it is rounded to.
 PHX_INLINE void keep(float* to, F32 x, bf16) { store(to, as_float(bits_and(rounded_bits(x), set1(int32_t(0xffff0000))))); }

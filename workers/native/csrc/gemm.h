@@ -18,7 +18,7 @@ namespace phx {
 
 constexpr int SHARED_PANELS = 2;  // that a thread takes at once
 // Up to here the time of a product is that of reading its weights; one tile has them all.
-constexpr long FEW_ROWS = std::min(4, GROUP_TILE_ROWS);
+constexpr long FEW_ROWS = 4;
 static_assert(amx::FEWEST_ROWS > FEW_ROWS, "few rows are read as they lie without matrix registers");
 constexpr long BLOCK_BYTES = 384 << 10;     // activations that stay in the second-level cache beside the weights
 
@@ -57,50 +57,52 @@ template <class T> class DensePanel {
     const T* at_;
 };
 
-// One panel for R rows: one stream.
-template <class T, int R, class Panel>
-PHX_INLINE void stream(const Kept<T>* rows, Panel panel, long steps, Sum<T> (&out)[R]) {
+// C panels for R rows.
+template <class T, int R, int C, class Panel>
+PHX_INLINE void stream(const Kept<T>* rows, Panel (&panels)[C], long steps, Sum<T> (&out)[R][C]) {
     constexpr long P = PAIR<T>;
     constexpr int U = TURNS<R>;
-    Sum<T> acc[U][R][1];
+    Sum<T> acc[U][R][C];
     for (int u = 0; u < U; ++u)
-        for (int r = 0; r < R; ++r) acc[u][r][0] = no_sum<T>();
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) acc[u][r][c] = no_sum<T>();
+    const auto step = [&](long k, int u) __attribute__((always_inline)) {
+        Vector<T> weights[C];
+        for (int c = 0; c < C; ++c) weights[c] = panels[c].next();
+        multiply<T>(rows + k * R * P, P, weights, acc[u]);
+    };
     long k = 0;
     for (; k + U <= steps; k += U) {
-        for (int u = 0; u < U; ++u) {
-            const Vector<T> weights[] = {panel.next()};
-            multiply<T>(rows + (k + u) * R * P, P, weights, acc[u]);
-        }
+        for (int u = 0; u < U; ++u) step(k + u, u);
     }
-    for (; k < steps; ++k) {
-        const Vector<T> weights[] = {panel.next()};
-        multiply<T>(rows + k * R * P, P, weights, acc[0]);
-    }
+    for (; k < steps; ++k) step(k, 0);
     for (int r = 0; r < R; ++r) {
-        for (int width = U / 2; width > 0; width /= 2)
-            for (int u = 0; u < width; ++u) acc[u][r][0] = add(acc[u][r][0], acc[u + width][r][0]);
-        out[r] = acc[0][r][0];
+        for (int c = 0; c < C; ++c) {
+            for (int width = U / 2; width > 0; width /= 2)
+                for (int u = 0; u < width; ++u) acc[u][r][c] = add(acc[u][r][c], acc[u + width][r][c]);
+            out[r][c] = acc[0][r][c];
+        }
     }
 }
 
-// The last panel's outputs, for a second one to join.
-struct Held {
-    static constexpr bool PAIRS = false;
-    F32 first[FEW_ROWS], last[FEW_ROWS];
-    PHX_INLINE void operator()(long m, long, F32 x) { last[m] = x; }
-};
-
-template <int R, class T> PHX_APART void stream_panel(const Rows<T>& a, const Weight& w, long n, Sum<T> (&out)[R]) {
-    const long steps = w.depth / PAIR<T>;
-    if constexpr (std::is_same_v<T, bf16>) {
-        if (w.sparse()) {
-            stream<T>(a.data, SparsePanel(w, n), steps, out);
-        } else {
-            stream<T>(a.data, DensePanel<T>(w, n), steps, out);
-        }
+// C panels of this kind, from n on.
+template <class Panel, class T, int R, int C>
+PHX_INLINE void stream_panels_as(const Rows<T>& a, const Weight& w, long n, Sum<T> (&out)[R][C]) {
+    if constexpr (C == 1) {
+        Panel panels[] = {{w, n}};
+        stream<T>(a.data, panels, w.depth / PAIR<T>, out);
     } else {
-        stream<T>(a.data, DensePanel<T>(w, n), steps, out);
+        static_assert(C == 2);
+        Panel panels[] = {{w, n}, {w, n + 1}};
+        stream<T>(a.data, panels, w.depth / PAIR<T>, out);
     }
+}
+
+template <int R, int C, class T> PHX_INLINE void stream_panels(const Rows<T>& a, const Weight& w, long n, Sum<T> (&out)[R][C]) {
+    if constexpr (std::is_same_v<T, bf16>) {
+        if (w.sparse()) return stream_panels_as<SparsePanel>(a, w, n, out);
+    }
+    stream_panels_as<DensePanel<T>>(a, w, n, out);
 }
 
 // R rows by C panels in groups: exact sums over the 32 inputs of a group, then in float32
@@ -163,11 +165,10 @@ PHX_INLINE void tile(const GroupRows<BITS>& a, long m, const Weight& w, long n, 
     tile<R, C, false>(a, m, w, n, ahead, acc);
 }
 
-// The processor works on several groups at once by itself: one panel after the other is the best order to read in.
-template <int R, int BITS> PHX_APART void stream_panel(const GroupRows<BITS>& a, const Weight& w, long n, F32 (&out)[R]) {
-    F32 sums[R][1];
-    tile<R, 1>(a, 0, w, n, {w.panel(n) + AHEAD, 1}, sums);
-    for (int r = 0; r < R; ++r) out[r] = sums[r][0];
+// The processor works on several groups at once by itself.
+template <int R, int C, int BITS>
+PHX_INLINE void stream_panels(const GroupRows<BITS>& a, const Weight& w, long n, F32 (&out)[R][C]) {
+    tile<R, C>(a, 0, w, n, {w.panel(n) + AHEAD, 1}, out);
 }
 
 // ---- what both have in common: sharing out panels, and tiles of rows ----
@@ -190,6 +191,18 @@ PHX_APART void tile_panels(const A& a, long m, const Weight& w, long n, const Ah
     }
 }
 
+// R rows from m on and C panels from n on have these sums.
+template <class A, class Finish, class S, int R, int C>
+PHX_INLINE void finish_rows(const A& a, long m, const Weight& w, long n, const S (&acc)[R][C], Finish& finish) {
+    for (int r = 0; r < R; ++r) {
+        if constexpr (Finish::PAIRS) {
+            finish(m + r, n * LANES, output(a, m + r, w, n, acc[r][0]), output(a, m + r, w, n + C - 1, acc[r][C - 1]));
+        } else {
+            for (int c = 0; c < C; ++c) finish(m + r, (n + c) * LANES, output(a, m + r, w, n + c, acc[r][c]));
+        }
+    }
+}
+
 template <int R, int C, class A, class Finish>
 void finish_tile(const A& a, long m, long rows, const Weight& w, long n, const Ahead& ahead, Finish& finish) {
     if (rows < R) {
@@ -198,13 +211,7 @@ void finish_tile(const A& a, long m, long rows, const Weight& w, long n, const A
     }
     SumOf<A> acc[R][C];
     tile_panels(a, m, w, n, ahead, acc);
-    for (int r = 0; r < R; ++r) {
-        if constexpr (Finish::PAIRS) {
-            finish(m + r, n * LANES, output(a, m + r, w, n, acc[r][0]), output(a, m + r, w, n + C - 1, acc[r][C - 1]));
-        } else {
-            for (int c = 0; c < C; ++c) finish(m + r, (n + c) * LANES, output(a, m + r, w, n + c, acc[r][c]));
-        }
-    }
+    finish_rows(a, m, w, n, acc, finish);
 }
 
 // A thread's part of a product, tile after tile in vector registers.
@@ -231,18 +238,33 @@ template <class A, class Finish> class Batch {
     Finish& finish_;
 };
 
-template <int R, class A, class Finish> PHX_INLINE void finish_panel(const A& a, const Weight& w, long n, Finish& finish) {
-    SumOf<A> sums[R];
-    stream_panel<R>(a, w, n, sums);
-    for (int r = 0; r < R; ++r) finish(r, n * LANES, output(a, r, w, n, sums[r]));
+// As many panels at a time as it is quick to read at once.
+template <class A, class S, int R, int C> PHX_APART void panels_of_few(const A& a, const Weight& w, long n, S (&acc)[R][C]) {
+    if constexpr (C <= A::template STREAMS<R>) {
+        stream_panels<R, C>(a, w, n, acc);
+    } else {
+        for (int c = 0; c < C; ++c) {
+            S one[R][1];
+            stream_panels<R, 1>(a, w, n + c, one);
+            for (int r = 0; r < R; ++r) acc[r][c] = one[r][0];
+        }
+    }
 }
 
-template <class A, class Finish> void stream_panels(const A& a, long rows, const Weight& w, long n, Finish& finish) {
-    switch (rows) {
-        case 1: finish_panel<1>(a, w, n, finish); break;
-        case 2: finish_panel<2>(a, w, n, finish); break;
-        case 3: finish_panel<std::min<int>(3, FEW_ROWS)>(a, w, n, finish); break;
-        default: finish_panel<FEW_ROWS>(a, w, n, finish); break;
+// Panels n to `end` - 1, of which there is an even number where they are PAIRS.
+template <int R, class A, class Finish>
+void finish_panels(const A& a, const Weight& w, long n, long end, Finish& finish) {
+    const auto some = [&](auto count) {
+        SumOf<A> acc[R][count];
+        panels_of_few(a, w, n, acc);
+        finish_rows(a, 0, w, n, acc, finish);
+        n += count;
+    };
+    if constexpr (Finish::PAIRS || A::template STREAMS<R> == 2) {
+        while (n + 2 <= end) some(std::integral_constant<int, 2>());
+    }
+    if constexpr (!Finish::PAIRS) {
+        while (n < end) some(std::integral_constant<int, 1>());
     }
 }
 
@@ -263,16 +285,12 @@ void product_of_few(Team& team, int thread, const A& a, long rows, const Weight&
     const long unit = Finish::PAIRS ? 2 : 1;
     const Pieces pieces(w.panels / unit, team.size());
     for (long piece = thread; pieces.begin(piece) < pieces.count; piece = team.size() + team.claim(1)) {
-        for (long n = pieces.begin(piece) * unit; n < pieces.begin(piece + 1) * unit; n += unit) {
-            if constexpr (Finish::PAIRS) {
-                Held held;
-                stream_panels(a, rows, w, n, held);
-                for (long r = 0; r < rows; ++r) held.first[r] = held.last[r];
-                stream_panels(a, rows, w, n + 1, held);
-                for (long r = 0; r < rows; ++r) finish(r, n * LANES, held.first[r], held.last[r]);
-            } else {
-                stream_panels(a, rows, w, n, finish);
-            }
+        const long first = pieces.begin(piece) * unit, end = pieces.begin(piece + 1) * unit;
+        switch (rows) {
+            case 1: finish_panels<1>(a, w, first, end, finish); break;
+            case 2: finish_panels<2>(a, w, first, end, finish); break;
+            case 3: finish_panels<3>(a, w, first, end, finish); break;
+            default: finish_panels<FEW_ROWS>(a, w, first, end, finish); break;
         }
     }
 }

@@ -41,19 +41,22 @@ inline void rotate(float* x, const float* cos, const float* sin, long size) {
     }
 }
 
-// A batch's rows, cut into tiles of equal height, which a product keeps in registers; the last one may be lower.
+// A batch's rows, cut into tiles that a product keeps in registers. The first ones may be one row higher than the others.
 class Tiles {
   public:
-    Tiles(long rows, long most) : count((rows + most - 1) / most), rows_(rows), height_((rows + count - 1) / count),
-                                  inverse_((uint64_t(1) << 32) / height_ + 1) {}
-    long begin(long tile) const { return std::min(tile * height_, rows_); }
-    long of(long row) const { return long(uint64_t(row) * inverse_ >> 32); }  // row / height, without a division
-    long height(long tile) const { return begin(tile + 1) - begin(tile); }
+    Tiles(long rows, long most) : count((rows + most - 1) / most), lower_(rows / count), higher_(rows % count),
+                                  by_lower_((uint64_t(1) << 32) / lower_ + 1), by_higher_((uint64_t(1) << 32) / (lower_ + 1) + 1) {}
+    long begin(long tile) const { return tile * lower_ + std::min(tile, higher_); }
+    long height(long tile) const { return lower_ + (tile < higher_); }
+    long of(long row) const {  // without a division
+        const bool high = row < higher_ * (lower_ + 1);
+        return long(uint64_t(high ? row : row - higher_) * (high ? by_higher_ : by_lower_) >> 32);
+    }
     const long count;
 
   private:
-    const long rows_, height_;
-    const uint64_t inverse_;
+    const long lower_, higher_;  // the height of most tiles, and how many are one row higher
+    const uint64_t by_lower_, by_higher_;
 };
 
 // Whether a batch of so many rows goes to matrix registers.
@@ -75,6 +78,7 @@ inline Tiles tiles_of(Format reader, long rows) {
 template <class T> struct Rows {
     using Value = Kept<T>;
     static constexpr int MOST = TILE_ROWS<T>;  // rows of a tile
+    template <int ROWS> static constexpr int STREAMS = phx::STREAMS<ROWS>;
     Value* data;
     long depth;  // a multiple of 64
     bool lined;
@@ -149,6 +153,7 @@ PHX_INLINE F32 output(const TokenRows& a, long m, const Weight& w, long n, I32 s
 template <int BITS> struct GroupRows {
     using Value = Codes<BITS>;
     static constexpr int MOST = GROUP_TILE_ROWS;
+    template <int> static constexpr int STREAMS = 1;
     Value* codes;
     float *scales, *weighted;
     int32_t* starts;
