@@ -88,6 +88,7 @@ def _engines(model: Path, vllm: Path | None) -> dict[str, Engine]:
     }
     if vllm is not None:
         engines[names.VLLM] = _peer(vllm, "vllm_cpu", model)
+        engines[names.VLLM_FLOAT32] = _peer(vllm, "vllm_cpu", model, "--dtype", "float32")
     return engines
 
 
@@ -109,9 +110,9 @@ def _own(model: Path, *layout: str, weights: str = "auto", kv_cache: str = "auto
     return Engine(model, (sys.executable, "-m", "benchmarks.serve", str(model), "--json", *options))
 
 
-def _peer(python: Path, module: str, model: Path) -> Engine:
+def _peer(python: Path, module: str, model: Path, *options: str) -> Engine:
     threads = ("--threads", str(THREADS))
-    return Engine(model, (str(python), "-m", f"benchmarks.peers.{module}", "--model", str(model), *threads))
+    return Engine(model, (str(python), "-m", f"benchmarks.peers.{module}", "--model", str(model), *threads, *options))
 
 
 def _preload(python: Path) -> dict[str, str]:

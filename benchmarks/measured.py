@@ -17,8 +17,9 @@ OWN, TP2, PP2 = "Phalanx", "Phalanx tp=2", "Phalanx pp=2"
 OWN_INT8, OWN_W8A8, OWN_4BIT = "Phalanx Q8_0", "Phalanx W8A8", "Phalanx Q4_1"
 OWN_W8A8_CACHE8 = "Phalanx W8A8, int8 KV cache"
 TRANSFORMERS, VLLM, LLAMA = "transformers", "vLLM", "llama.cpp BF16"
+VLLM_FLOAT32 = "vLLM float32"  # its best where a processor has no products of bfloat16
 LLAMA_INT8, LLAMA_4BIT = "llama.cpp Q8_0", "llama.cpp Q4_1"
-_PEERS = (TRANSFORMERS, VLLM, LLAMA)  # in bfloat16
+_PEERS = (TRANSFORMERS, VLLM, VLLM_FLOAT32, LLAMA)  # of bfloat16 weights
 _IDLE_CORES = 0.2
 _PROMPT = next(workload.prompt_tokens for workload in WORKLOADS if workload.name == "prefill")
 

@@ -104,8 +104,11 @@ def peak_mib() -> float:
     return kib / 1024
 
 
-def peer_arguments(what: str) -> argparse.Namespace:
+def peer_arguments(what: str, dtypes: Sequence[str] = ()) -> argparse.Namespace:
+    """`dtypes` are what the engine can compute in, the first of them unless another is asked for."""
     parser = argparse.ArgumentParser(description=what)
+    if dtypes:
+        parser.add_argument("--dtype", choices=dtypes, default=dtypes[0])
     parser.add_argument("--model", required=True, help="a Hugging Face folder, or a GGUF file for llama.cpp")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)

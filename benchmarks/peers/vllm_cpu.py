@@ -10,7 +10,7 @@ from benchmarks.workload import Times, Workload, peer_arguments, run_all
 
 
 def main() -> None:
-    arguments = peer_arguments(__doc__ or "")
+    arguments = peer_arguments(__doc__ or "", dtypes=("bfloat16", "float32"))
     # All cores, where vLLM would keep one free; and in this process, whose memory is measured.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{arguments.threads - 1}")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -18,7 +18,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from vllm import LLM, SamplingParams
 
-    engine = LLM(arguments.model, dtype="bfloat16", max_model_len=2048, enable_prefix_caching=False).llm_engine
+    engine = LLM(arguments.model, dtype=arguments.dtype, max_model_len=2048, enable_prefix_caching=False).llm_engine
 
     def generate(workload: Workload, prompts: Sequence[Sequence[int]]) -> Times:
         sampling = SamplingParams(max_tokens=workload.output_tokens, temperature=0.0, ignore_eos=True, detokenize=False)

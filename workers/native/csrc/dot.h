@@ -41,6 +41,7 @@ PHX_INLINE void keep(bf16* to, F32 x, bf16) { store_as(to, x); }
 // so many panels are read at once, and their sums take turns, so that none waits for the one before.
 template <class T> constexpr int TILE_ROWS = 12;
 constexpr int GROUP_TILE_ROWS = 6, TILE_PANELS = 2;
+constexpr int LINES_AT_ONCE = 8;  // of a group
 template <int ROWS> constexpr int STREAMS = 1;
 template <int ROWS> constexpr int TURNS = ROWS == 1 ? 8 : 4;
 
@@ -71,6 +72,7 @@ using Kept = std::conditional_t<std::is_same_v<T, bf16>, float, std::conditional
 
 template <class T> constexpr int TILE_ROWS = std::is_same_v<T, int8_t> ? 4 : 6;
 constexpr int GROUP_TILE_ROWS = 4, TILE_PANELS = 1;
+constexpr int LINES_AT_ONCE = 2;  // with more of them the compiler puts products aside, in memory
 template <int ROWS> constexpr int STREAMS = ROWS == 1 ? 2 : 1;
 template <int ROWS> constexpr int TURNS = ROWS < 4 ? 2 : 1;
 

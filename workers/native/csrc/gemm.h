@@ -123,7 +123,7 @@ PHX_INLINE void tile(const GroupRows<BITS>& a, long m, const Weight& w, long n, 
         I32 exact[R][C];
         for (int r = 0; r < R; ++r)
             for (int c = 0; c < C; ++c) exact[r][c] = set1(int32_t(0));
-#pragma GCC unroll 8
+#pragma GCC unroll LINES_AT_ONCE
         for (long line = 0; line < BYTES / LINE; ++line) {
             I32 stored[C];
             for (int c = 0; c < C; ++c) stored[c] = load(reinterpret_cast<const int32_t*>(panel + c * stride + line * LINE));
