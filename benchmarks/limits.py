@@ -69,7 +69,7 @@ def _compiled(folder: Path) -> Callable[..., object] | None:
     if compiler is None:
         return None
     source, target = Path(__file__).with_name("read_memory.c"), folder / "read_memory.so"
-    flags = ["-O3", "-march=native", "-mprefer-vector-width=512"] if "avx512f" in _cpu_flags() else ["-O3", "-march=native"]
+    flags = ["-O3", "-march=native"] + (["-mprefer-vector-width=512"] if "avx512f" in _cpu_flags() else [])
     subprocess.run([compiler, *flags, "-shared", "-fPIC", str(source), "-o", str(target)], check=True)
     function = ctypes.CDLL(str(target)).read_memory
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t]

@@ -29,7 +29,7 @@ class Place:
 
 
 def of_this_machine(spec: DeploymentSpec | None, say: Say) -> list[Place]:
-    """Without Ray. Takes seconds; half a minute more where the native engine has to be compiled."""
+    """Without Ray. Takes seconds; a minute more where the native engine has to be compiled."""
     say(f"examining {HERE}")
     if spec is None:
         return [Place(HERE, [*examine(Needs()).findings, ray_token()])]

@@ -30,7 +30,7 @@ class NodeReport:
 
 
 def examine(needs: Needs) -> NodeReport:
-    """Takes a second; half a minute where the native engine has to be compiled."""
+    """Takes a second; a minute where the native engine has to be compiled."""
     found = versions()
     findings = [*own_findings(found), *_findings(needs)]
     return NodeReport(findings, found, None if needs.model is None else fingerprint(needs.model))

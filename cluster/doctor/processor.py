@@ -26,7 +26,7 @@ def processor() -> Finding:
 
 
 def native_engine() -> Finding:
-    """Compiles it, half a minute long, unless it is there."""
+    """Compiles it, a minute long, unless it is there."""
     if switched_off():
         return warning(
             "native engine", f"{SWITCH}=off: ranks compute in torch, several times slower", f"unset {SWITCH}"

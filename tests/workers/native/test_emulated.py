@@ -1,0 +1,54 @@
+"""Native code for processors that are not at hand: `emulation/immintrin.h` has their instructions in plain C++."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workers.native.build import LEVELS, LIBRARY, PREBUILT, SOURCES, SWITCH, BuildError, _prebuilt_name, find_compiler
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+AVX512 = ("__AVX512F__", "__AVX512BF16__", "__AVX512VNNI__", "__AVX512VBMI2__")
+DEFINES = {"avx512": AVX512, "amx": (*AVX512, "__AMX_BF16__", "__AMX_INT8__", "__AMX_TILE__")}
+KINDS = {"avx512": "1 0", "amx": "1 1"}  # whether zeros are skipped, and AMX's registers used
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-pthread", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi")
+
+
+def emulate(level: str, into: Path) -> None:
+    """Compiles for `level` what `into` then has in the place of the library for AVX2."""
+    compiler = find_compiler()
+    options = [*FLAGS, *(f"-D{name}" for name in DEFINES[level]), f"-I{HERE / 'emulation'}"]
+    objects = [(source, into / f"{source.stem}.o") for source in SOURCES.glob("*.cpp")]
+    running = [subprocess.Popen([*compiler, *options, "-c", str(file), "-o", str(to)]) for file, to in objects]
+    assert [process.wait() for process in running] == [0] * len(running)
+    avx2 = next(level for level in LEVELS if level.name == "avx2")
+    library = into / _prebuilt_name(SOURCES, avx2) / LIBRARY
+    library.parent.mkdir()
+    subprocess.run([*compiler, "-shared", "-pthread", *(str(to) for _, to in objects), "-o", str(library)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulation stands on AVX2")
+@pytest.mark.parametrize("level", DEFINES)
+def test_code_for_other_processors_passes_the_same_tests(level: str, tmp_path: Path) -> None:
+    try:
+        emulate(level, tmp_path)
+    except BuildError as error:
+        pytest.skip(str(error))
+    environment = {**os.environ, SWITCH: "avx2", PREBUILT: str(tmp_path)}
+    asks = (
+        "from workers.native.library import library as l; print(l().phx_skips_zeros(), l().phx_in_matrix_registers())"
+    )
+    kind = subprocess.run(
+        [sys.executable, "-c", asks], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert kind.stdout.strip() == KINDS[level]
+    tests = ["-m", "pytest", "-q", str(HERE), "-m", "not slow", "-k", "not avx512 and not amx"]
+    result = subprocess.run([sys.executable, *tests], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-4000:]
