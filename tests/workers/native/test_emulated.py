@@ -1,4 +1,5 @@
-"""Native code for processors that are not at hand: `emulation/immintrin.h` has their instructions in plain C++."""
+"""Native code for processors that are not at hand: `emulation/immintrin.h` has the instructions of AVX-512 and AMX in
+plain C++, and registers of four lanes, as ARM's are, the compiler has everywhere."""
 
 from __future__ import annotations
 
@@ -14,16 +15,18 @@ from workers.native.build import LEVELS, LIBRARY, PREBUILT, SOURCES, SWITCH, Bui
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-AVX512 = ("__AVX512F__", "__AVX512BF16__", "__AVX512VNNI__", "__AVX512VBMI2__")
-DEFINES = {"avx512": AVX512, "amx": (*AVX512, "__AMX_BF16__", "__AMX_INT8__", "__AMX_TILE__")}
-KINDS = {"avx512": "1 0", "amx": "1 1"}  # whether zeros are skipped, and AMX's registers used
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-pthread", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi")
+AVX512 = tuple(f"-D__AVX512{part}__" for part in ("F", "BF16", "VNNI", "VBMI2"))
+AMX = tuple(f"-D__AMX_{part}__" for part in ("TILE", "BF16", "INT8"))
+EMULATED = ("-mavx2", "-mfma", "-mf16c", "-Wno-psabi", f"-I{HERE / 'emulation'}", *AVX512)
+LEVEL_FLAGS = {"avx512": EMULATED, "amx": (*EMULATED, *AMX), "generic": ()}
+KINDS = {"avx512": "1 0", "amx": "1 1", "generic": "0 0"}  # whether zeros are skipped, and AMX's registers used
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-pthread")
 
 
 def emulate(level: str, into: Path) -> None:
     """Compiles for `level` what `into` then has in the place of the library for AVX2."""
     compiler = find_compiler()
-    options = [*FLAGS, *(f"-D{name}" for name in DEFINES[level]), f"-I{HERE / 'emulation'}"]
+    options = [*FLAGS, *LEVEL_FLAGS[level]]
     objects = [(source, into / f"{source.stem}.o") for source in SOURCES.glob("*.cpp")]
     running = [subprocess.Popen([*compiler, *options, "-c", str(file), "-o", str(to)]) for file, to in objects]
     assert [process.wait() for process in running] == [0] * len(running)
@@ -34,8 +37,8 @@ def emulate(level: str, into: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulation stands on AVX2")
-@pytest.mark.parametrize("level", DEFINES)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="what is emulated takes the place of AVX2")
+@pytest.mark.parametrize("level", LEVEL_FLAGS)
 def test_code_for_other_processors_passes_the_same_tests(level: str, tmp_path: Path) -> None:
     try:
         emulate(level, tmp_path)
