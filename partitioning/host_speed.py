@@ -2,7 +2,8 @@
 
 The cost model needs how fast cores read and multiply. Data sheets do not say that of a virtual machine, so it is tried:
 adding up an array that no cache holds, and a bf16 matrix product, on one core and on all of them. The product is
-torch's, which takes the processor's best instructions, as the native engine does (docs/performance.md, row 31).
+torch's, which takes the processor's best instructions, as the native engine does (docs/performance.md, row 31): those
+of float32 where bf16 has none and torch computes it dozens of times slower.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from partitioning.cache import cache_folder
 _FORMAT = 1
 _ARRAY_BYTES = 256 << 20
 _PRODUCT = 1536  # rows, columns and depth
+_SAMPLE = 256  # the same, to see which type is quicker
 _TRIES = 5
 
 
@@ -72,16 +74,23 @@ def _measure(cores: int) -> HostSpeed:
 
     threads = torch.get_num_threads()
     array = torch.ones(_ARRAY_BYTES // 4)
-    left, right = (torch.randn(_PRODUCT, _PRODUCT, dtype=torch.bfloat16) for _ in range(2))
     try:
         torch.set_num_threads(1)
         core = _ARRAY_BYTES / _seconds(array.sum)
         torch.set_num_threads(cores)
         host = _ARRAY_BYTES / _seconds(array.sum)
-        flops = 2 * _PRODUCT**3 / _seconds(lambda: left @ right)
+        best = min(("bfloat16", "float32"), key=lambda dtype: _seconds(_product(_SAMPLE, dtype)))
+        flops = 2 * _PRODUCT**3 / _seconds(_product(_PRODUCT, best))
     finally:
         torch.set_num_threads(threads)
     return HostSpeed(core, max(core, host), flops / cores, measured=True)
+
+
+def _product(size: int, dtype: str) -> Callable[[], object]:
+    import torch
+
+    left, right = (torch.randn(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
+    return lambda: left @ right
 
 
 def _seconds(work: Callable[[], object]) -> float:
