@@ -19,7 +19,7 @@ from time import perf_counter
 
 from partitioning.cache import cache_folder
 
-_FORMAT = 1
+_FORMAT = 2
 _ARRAY_BYTES = 256 << 20
 _PRODUCT = 1536  # rows, columns and depth
 _SAMPLE = 256  # the same, to see which type is quicker
