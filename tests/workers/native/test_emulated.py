@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.native.build import LEVELS, LIBRARY, PREBUILT, SOURCES, SWITCH, BuildError, _prebuilt_name, find_compiler
+from workers.native.build import LEVELS, PREBUILT, SOURCES, SWITCH, BuildError, _compile, _prebuilt_name, find_compiler
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -23,27 +23,16 @@ KINDS = {"avx512": "1 0", "amx": "1 1", "generic": "0 0"}  # whether zeros are s
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-pthread")
 
 
-def emulate(level: str, into: Path) -> None:
-    """Compiles for `level` what `into` then has in the place of the library for AVX2."""
-    compiler = find_compiler()
-    options = [*FLAGS, *LEVEL_FLAGS[level]]
-    objects = [(source, into / f"{source.stem}.o") for source in SOURCES.glob("*.cpp")]
-    running = [subprocess.Popen([*compiler, *options, "-c", str(file), "-o", str(to)]) for file, to in objects]
-    assert [process.wait() for process in running] == [0] * len(running)
-    avx2 = next(level for level in LEVELS if level.name == "avx2")
-    library = into / _prebuilt_name(SOURCES, avx2) / LIBRARY
-    library.parent.mkdir()
-    subprocess.run([*compiler, "-shared", "-pthread", *(str(to) for _, to in objects), "-o", str(library)], check=True)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="what is emulated takes the place of AVX2")
 @pytest.mark.parametrize("level", LEVEL_FLAGS)
 def test_code_for_other_processors_passes_the_same_tests(level: str, tmp_path: Path) -> None:
     try:
-        emulate(level, tmp_path)
+        compiler = find_compiler()
     except BuildError as error:
         pytest.skip(str(error))
+    avx2 = next(level for level in LEVELS if level.name == "avx2")  # whose place it takes
+    _compile(SOURCES, compiler, [*FLAGS, *LEVEL_FLAGS[level]], tmp_path / _prebuilt_name(SOURCES, avx2))
     environment = {**os.environ, SWITCH: "avx2", PREBUILT: str(tmp_path)}
     asks = (
         "from workers.native.library import library as l; print(l().phx_skips_zeros(), l().phx_in_matrix_registers())"

@@ -176,18 +176,25 @@ PHX_INLINE void stream_panels(const GroupRows<BITS>& a, const Weight& w, long n,
 template <class A> long row_bytes(const A& a) { return a.depth * long(sizeof(typename A::Value)); }
 template <class A> using SumOf = std::conditional_t<std::is_same_v<A, TokenRows>, I32, F32>;
 
+// The sums of C panels, of which work(c, sums) finds those of one.
+template <class S, int R, int C, class Work> PHX_INLINE void one_by_one(S (&acc)[R][C], const Work& work) {
+#pragma GCC unroll 1
+    for (int c = 0; c < C; ++c) {
+        S one[R][1];
+        work(c, one);
+        for (int r = 0; r < R; ++r) acc[r][c] = one[r][0];
+    }
+}
+
 // As many panels at a time as registers have room for.
 template <class A, class S, int R, int C>
 PHX_APART void tile_panels(const A& a, long m, const Weight& w, long n, const Ahead& ahead, S (&acc)[R][C]) {
     if constexpr (C <= TILE_PANELS) {
         tile<R, C>(a, m, w, n, ahead, acc);
     } else {
-#pragma GCC unroll 1
-        for (int c = 0; c < C; ++c) {
-            S one[R][1];
+        one_by_one(acc, [&](int c, S(&one)[R][1]) __attribute__((always_inline)) {
             tile<R, 1>(a, m, w, n + c, {ahead.at + c * w.panel_bytes(), std::min(ahead.lines, 1l)}, one);
-            for (int r = 0; r < R; ++r) acc[r][c] = one[r][0];
-        }
+        });
     }
 }
 
@@ -243,11 +250,7 @@ template <class A, class S, int R, int C> PHX_APART void panels_of_few(const A& 
     if constexpr (C <= A::template STREAMS<R>) {
         stream_panels<R, C>(a, w, n, acc);
     } else {
-        for (int c = 0; c < C; ++c) {
-            S one[R][1];
-            stream_panels<R, 1>(a, w, n + c, one);
-            for (int r = 0; r < R; ++r) acc[r][c] = one[r][0];
-        }
+        one_by_one(acc, [&](int c, S(&one)[R][1]) __attribute__((always_inline)) { stream_panels<R, 1>(a, w, n + c, one); });
     }
 }
 

@@ -99,7 +99,7 @@ template <class A, class Finish> class Batch {
             first += heights[0] * VALUES, second += heights[R - 1] * VALUES, panel += HEIGHT * LINE;
             if (k > 0) finish_rows(share);
         }
-        finish_rows(rows_);
+        finish_rest();
         Sums& sums = sums_[turn_ = !turn_];
         _tile_stored(0, sums[0][0], LINE);
         if (C > 1) _tile_stored(1, sums[0][1], LINE);

@@ -261,13 +261,7 @@ PHX_INLINE float to_float(bf16 x) {
     std::memcpy(&value, &bits, 4);
     return value;
 }
-PHX_INLINE bf16 to_bf16(float x) {  // to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// The upper halves are those of the nearest bf16.
+// The upper halves are those of the nearest bf16, of two as near the even one.
 PHX_INLINE I32 rounded_bits(F32 x) {
     const I32 bits = as_int(x), odd = bits_and(shift_in_zeros<16>(bits), set1(1));
     return add(bits, add(odd, set1(0x7fff)));

@@ -340,7 +340,7 @@ template <class T, class S> class Stage final : public PhxStage {
     Buffer<int32_t> tables_;              // [max_sequences, max_blocks]
     Passes passes_;                       // of this step
     Buffer<float> x_, partial_, qkv_;     // the residual stream, a rank's share of a sum, projections: [tokens, width]
-    Buffer<Kept<T>> queries_;                   // [tokens, heads, depth]
+    Buffer<Kept<T>> queries_;             // [tokens, heads, depth]
     Input input_, mixed_, gated_;         // of qkv, gate_up and head; of out; of down
     Buffer<float> floats_;                // rows on their way to a quantised input
     Buffer<S> kept_;                      // the keys and values of all layers
