@@ -47,7 +47,7 @@ class _Instant:
         self.between: list[float] = []
         self.done = threading.Event()
         self._steps, self._left = steps, 0.0
-        self._tokens = torch.full((1024,), 7)
+        self._tokens = [7] * 1024
         self._none = torch.empty(0, 1)
 
     def run(self, plan: StepPlan) -> Sampled:

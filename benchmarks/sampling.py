@@ -83,7 +83,7 @@ class _Way:
             assert result.logits is not None
             sampled = self._sampler.sample(result.logits, *where)
         ended = perf_counter()
-        return sampled.tokens.tolist(), ended - forwarded, ended - started
+        return sampled.tokens, ended - forwarded, ended - started
 
 
 def main(

@@ -19,7 +19,7 @@ from workers.pacing import Pacer
 from workers.parallel import ParallelContext
 from workers.request import EngineConfig, EngineLoad, Output, Request, TokenLogprob
 from workers.runner import Runner
-from workers.sampling import Sampled
+from workers.sampling import NOTHING_SAMPLED, Sampled
 from workers.scheduler import Scheduler
 from workers.speculation.draft_model import DraftModel, DraftStage
 from workers.speculation.model_speculation import ModelSpeculation
@@ -82,7 +82,6 @@ class Engine:
         self._orders: list[tuple[Callable[[int], Output | None], int]] = []
         self._stopping = False
         self._generated = 0
-        self._load = EngineLoad(free_blocks=self._blocks.free, total_blocks=self._blocks.num_blocks)
         self._parts = {part: Durations() for part in ("schedule", "draft", "send", "publish", "wait", "commit")}
         self._drafting_s = 0.0  # of all guesses so far
 
@@ -120,8 +119,23 @@ class Engine:
         self._order(self._scheduler.unpark, key)
 
     def load(self) -> EngineLoad:
-        """As of the last step."""
-        return self._load
+        """As of now, give or take what a step changes while it is looked at."""
+        speculation = self._speculation
+        accepted = 0 if speculation is None else speculation.accepted
+        return EngineLoad(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            parked=self._scheduler.parked,
+            free_blocks=self._blocks.free,
+            total_blocks=self._blocks.num_blocks,
+            steps=self._scheduler.steps,
+            generated_tokens=self._generated + accepted,
+            drafted_tokens=0 if speculation is None else speculation.drafted,
+            accepted_tokens=accepted,
+            cached_blocks=self._blocks.cached,
+            prompt_tokens=self.measures.queried_tokens,
+            cached_prompt_tokens=self.measures.hit_tokens,
+        )
 
     def timings(self) -> dict[str, float]:
         """Seconds spent so far by part of a step."""
@@ -147,6 +161,7 @@ class Engine:
         self.stop()
         self._context.abort()
 
+    @torch.inference_mode()
     def run(self, on_outputs: Callable[[list[Output]], None]) -> None:
         """Runs steps until `stop`, calling `on_outputs` with the news of each.
 
@@ -169,7 +184,7 @@ class Engine:
             while self._in_flight:
                 self._finish_oldest()
             self._hand_over(on_outputs)
-            self._context.send_plan(control_plan(Kind.STOP, self._scheduler.steps).pack())
+            self._context.send_plan(control_plan(Kind.STOP, self._scheduler.steps))
         finally:
             self.stop()
 
@@ -209,7 +224,7 @@ class Engine:
             while not (self._stopping or self._has_work()):
                 self._context.progress.rest("waiting for requests")
                 if not self._wake.wait(self._config.collective_timeout_s / _BEATS):
-                    self._context.send_plan(control_plan(Kind.IDLE, self._scheduler.steps).pack())
+                    self._context.send_plan(control_plan(Kind.IDLE, self._scheduler.steps))
             return not self._stopping
 
     def _has_work(self) -> bool:
@@ -243,7 +258,7 @@ class Engine:
         if self.follower is not None and self.follower.follows:
             self.follower.launched(step)
         self._context.progress.begin("sending the plan")
-        self._context.send_plan(step.plan.pack())
+        self._context.send_plan(step.plan)
         sent = perf_counter()
         if sent - self._handed_over >= self._news_wait():
             self._hand_over(on_outputs)
@@ -272,14 +287,14 @@ class Engine:
         if sampled is None:
             sampled = self._receive(step.samples, len(reporting), max(reporting, default=0))
         received = perf_counter()
-        logprobs = iter(_token_logprobs(sampled.logprobs, reporting))
+        logprobs = iter(_token_logprobs(sampled.logprobs, reporting) if reporting else ())
         seconds = self._pacer.finished(step.decoding, step.prompt_tokens, oldest.started, received, step.drafted)
         if self._speculation is not None:
             self._speculation.finished(len(step.sampled), step.drafted, step.prompt_tokens, seconds)
         self._note(
             self._scheduler.commit(
                 step,
-                sampled.tokens.tolist(),
+                sampled.tokens,
                 [None if asked is None else next(logprobs) for asked in alternatives],
             )
         )
@@ -289,10 +304,10 @@ class Engine:
 
     def _receive(self, samples: int, reporting: int, alternatives: int) -> Sampled:
         if not samples:
-            return Sampled(torch.empty(0, dtype=torch.int64), torch.empty(0, 1))
+            return NOTHING_SAMPLED
         width = 1 + 2 * alternatives
         result = self._context.receive_result(samples + reporting * width)
-        return Sampled(result[:samples].long(), result[samples:].view(reporting, width))
+        return Sampled(result[:samples].int().tolist(), result[samples:].view(reporting, width))
 
     def _note(self, outputs: list[Output]) -> None:
         if self.follower is not None and self.follower.follows:
@@ -304,22 +319,6 @@ class Engine:
         self._news += outputs
 
     def _hand_over(self, on_outputs: Callable[[list[Output]], None]) -> None:
-        speculation = self._speculation
-        accepted = 0 if speculation is None else speculation.accepted
-        self._load = EngineLoad(
-            running=self._scheduler.running,
-            waiting=self._scheduler.waiting,
-            parked=self._scheduler.parked,
-            free_blocks=self._blocks.free,
-            total_blocks=self._blocks.num_blocks,
-            steps=self._scheduler.steps,
-            generated_tokens=self._generated + accepted,
-            drafted_tokens=0 if speculation is None else speculation.drafted,
-            accepted_tokens=accepted,
-            cached_blocks=self._blocks.cached,
-            prompt_tokens=self.measures.queried_tokens,
-            cached_prompt_tokens=self.measures.hit_tokens,
-        )
         if self._news:
             news, self._news = self._news, []
             self._pressing.clear()

@@ -27,7 +27,7 @@ from workers.native.library import library
 from workers.progress import Progress, Pulse
 from workers.rendezvous import SignedStore, prove
 from workers.security.secret import derived
-from workers.step_plan import Ints
+from workers.step_plan import Ints, StepPlan
 
 _PLAN, _HIDDEN, _RESULT = 1, 2, 3  # message tags
 _STILL_S = 1.0  # of a step that takes longer, it is worth the time to ask torch where it stands
@@ -114,9 +114,11 @@ class ParallelContext:
         if device.type == "cuda" and plan.tp > 1:
             self.stage = ProcessGroup(self._nccl(f"stage{mine.stage}", mine.tp_rank, plan.tp))
 
-    def send_plan(self, words: Ints) -> None:
+    def send_plan(self, plan: StepPlan) -> None:
         """Rank 0: hands a StepPlan to every other rank, without waiting for them."""
-        message = torch.from_numpy(words)
+        if self._ranks == 1:
+            return
+        message = torch.from_numpy(plan.pack())
         if self._pp > 1:
             frame = framed(message)
             for stage in range(1, self._pp):

@@ -84,6 +84,7 @@ class Rank:
             self._engine = Engine(self._plan, self._config, self._runner, self._context, self._draft)
         return self._engine
 
+    @torch.inference_mode()
     def follow(self) -> None:
         """Other ranks: runs rank 0's StepPlans until it stops.
 
@@ -98,8 +99,9 @@ class Rank:
             if plan.kind is Kind.IDLE:
                 continue
             sampled = self._runner.run(plan)
-            if reports and sampled is not None and len(sampled.tokens):
-                self._context.send_result(torch.cat([sampled.tokens.float(), sampled.logprobs.reshape(-1)]))
+            if reports and sampled is not None and sampled.tokens:
+                tokens = torch.tensor(sampled.tokens, dtype=torch.float32)
+                self._context.send_result(torch.cat([tokens, sampled.logprobs.reshape(-1)]))
 
     @property
     def running(self) -> Engine | None:

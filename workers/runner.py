@@ -17,7 +17,7 @@ from workers.native.library import library
 from workers.observation.measures import Durations
 from workers.parallel import ParallelContext
 from workers.request import EngineConfig
-from workers.sampling import Sampled, Sampler
+from workers.sampling import NOTHING_SAMPLED, Sampled, Sampler
 from workers.step_plan import StepPlan
 
 _NOTHING = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
@@ -67,9 +67,9 @@ class Runner:
             self._sampler = Sampler(config.max_running, mine.vocab, context.stage, device, self.stage.drawing)
         self.parts = {"forward": Durations(), "sample": Durations()}
 
-    @torch.inference_mode()
     def run(self, plan: StepPlan) -> Sampled | None:
-        """One step; the sampled tokens on ranks of the last stage, None elsewhere."""
+        """One step; the sampled tokens on ranks of the last stage, None elsewhere. For callers in inference mode, which
+        takes too long to enter for every step."""
         started = perf_counter()
         progress = self._context.progress
         progress.step = plan.step
@@ -90,7 +90,7 @@ class Runner:
         if sampler is not None:
             progress.begin("sampling")
             if not len(slots):
-                sampled = Sampled(torch.empty(0, dtype=torch.int64), torch.empty(0, 1))
+                sampled = NOTHING_SAMPLED
             elif result.best is not None:
                 sampled = sampler.choose(*result.best)
             else:

@@ -45,6 +45,8 @@ class Step:
 
 
 _NO_DRAFT: list[int] = []
+_NO_ADMISSIONS = np.empty(0, dtype=ADMISSION)
+_NO_UPDATES = np.empty((0, 3), dtype=np.int32)
 
 
 def make_step(
@@ -85,9 +87,9 @@ def make_step(
     plan = StepPlan(
         kind=Kind.RUN,
         step=number,
-        admissions=np.array(admissions, dtype=ADMISSION),
+        admissions=np.array(admissions, dtype=ADMISSION) if admissions else _NO_ADMISSIONS,
         rows=np.array(rows, dtype=np.int32).reshape(-1, 4),
-        block_updates=np.array(updates, dtype=np.int32).reshape(-1, 3),
+        block_updates=np.array(updates, dtype=np.int32) if updates else _NO_UPDATES,
         tokens=np.array(tokens, dtype=np.int32),
     )
     sequences = tuple(sequence for sequence, _ in batch)

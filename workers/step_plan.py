@@ -84,13 +84,13 @@ class StepPlan:
 
     def samples(self) -> tuple[Ints, npt.NDArray[np.int64]]:
         """The slots and positions of the tokens to be sampled, both [samples]."""
-        rows = self.rows[self.rows[:, 3] > 0]
-        counts, ends = rows[:, 3], (rows[:, 1] + rows[:, 2]).astype(np.int64)
-        total = int(counts.sum())
-        if total == len(rows):
-            return rows[:, 0], ends
-        after = np.repeat(counts.cumsum(), counts) - np.arange(1, total + 1)  # samples of the same row after each
-        return np.repeat(rows[:, 0], counts), np.repeat(ends, counts) - after
+        slots, positions = [], []
+        for slot, start, count, sampled in self.rows.tolist():
+            end = start + count
+            for position in range(end - sampled + 1, end + 1):
+                slots.append(slot)
+                positions.append(position)
+        return np.array(slots, dtype=np.int32), np.array(positions, dtype=np.int64)
 
     def pack(self) -> Ints:
         header = np.array(

@@ -68,7 +68,7 @@ def drawn(
     if size == 1:
         return body(SoloGroup())
     results = on_every_rank(size, body)
-    assert all(torch.equal(result.tokens, results[0].tokens) for result in results)
+    assert all(result.tokens == results[0].tokens for result in results)
     return results[0]
 
 
@@ -113,7 +113,7 @@ def test_draws_follow_the_filtered_softmax(draw: Callable[..., Sampled], name: s
     expected = reference(logits[0], sampling)
     seeded = [SamplingParams(**{**vars(sampling), "seed": 11}) for _ in range(draws)]
     tokens = draw(logits.expand(draws, -1), seeded, size, positions=torch.arange(draws)).tokens
-    counts = torch.bincount(tokens, minlength=VOCAB).double()
+    counts = torch.bincount(torch.tensor(tokens), minlength=VOCAB).double()
     assert counts[expected == 0].sum() == 0, "a token outside the filters was drawn"
     common = expected * draws >= 5  # Pearson's rule for a cell; the rest go into one
     observed = torch.cat([counts[common], counts[~common].sum()[None]])
@@ -129,8 +129,8 @@ def test_every_number_of_shards_draws_the_same_tokens(draw: Callable[..., Sample
     logits = random_logits(rows, seed=2)
     sampling = [SamplingParams(**{**vars(FILTERS[name]), "seed": row}) for row in range(rows)]
     whole = draw(logits, sampling)
-    assert torch.equal(draw(logits, sampling, size).tokens, whole.tokens)
-    assert len(whole.tokens.unique()) > 5
+    assert draw(logits, sampling, size).tokens == whole.tokens
+    assert len(set(whole.tokens)) > 5
 
 
 def test_a_draw_does_not_depend_on_the_other_rows(draw: Callable[..., Sampled]) -> None:
@@ -138,15 +138,15 @@ def test_a_draw_does_not_depend_on_the_other_rows(draw: Callable[..., Sampled]) 
     sampling = [*FILTERS.values()][:6]
     together = draw(logits, sampling, 2).tokens
     alone = [draw(logits[row : row + 1], [sampling[row]], 2).tokens for row in range(6)]
-    assert torch.equal(together, torch.cat(alone))
+    assert [[token] for token in together] == alone
 
 
 def test_another_seed_or_position_draws_anew(draw: Callable[..., Sampled]) -> None:
     logits = random_logits(1, scale=0.1).expand(100, -1)
     same = [SamplingParams(temperature=1.0, seed=1)] * 100
-    assert len(draw(logits, same, positions=torch.arange(100)).tokens.unique()) > 50
+    assert len(set(draw(logits, same, positions=torch.arange(100)).tokens)) > 50
     seeds = [SamplingParams(temperature=1.0, seed=seed << 40) for seed in range(100)]
-    assert len(draw(logits, seeds).tokens.unique()) > 50
+    assert len(set(draw(logits, seeds).tokens)) > 50
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -154,7 +154,7 @@ def test_greedy_takes_the_lowest_id_of_the_largest(draw: Callable[..., Sampled],
     logits = random_logits(20, seed=4)
     logits[3, [17, 120, 300]] = 50.0
     tokens = draw(logits, [SamplingParams()] * 20, size).tokens
-    assert torch.equal(tokens, logits.argmax(1))
+    assert tokens == logits.argmax(1).tolist()
     assert tokens[3] == 17
 
 
@@ -187,7 +187,7 @@ def test_penalties_push_down_what_was_seen(draw: Callable[..., Sampled], size: i
         SamplingParams(presence_penalty=2.0),  # covers generated tokens only, and 40 is of the prompt
         SamplingParams(),
     ]
-    assert draw(logits, sampling, size, seen=(40,)).tokens.tolist() == [200, 40, 40]
+    assert draw(logits, sampling, size, seen=(40,)).tokens == [200, 40, 40]
 
 
 def test_noise_is_gumbel_distributed_and_independent_between_tokens_and_positions() -> None:

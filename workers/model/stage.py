@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,11 +26,11 @@ from workers.step_plan import StepPlan
 class StageResult:
     """`hidden` [tokens, hidden] float32 of a stage that is not the last. Of the last one, for the rows that are sampled
     after: `best`, the shard's best scores [samples], logit / temperature + noise, and their ids, when the stage was
-    told how to draw and has done so, or `logits` [samples, shard] float32, which the next step may overwrite."""
+    told how to draw and has done so, or `logits` [samples, shard] float32; the next step may overwrite both."""
 
     hidden: Tensor | None = None
     logits: Tensor | None = None
-    best: tuple[Tensor, Tensor] | None = None
+    best: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]] | None = None
 
 
 class Stage(Protocol):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import Structure, c_float, c_int, c_long, c_void_p
+from ctypes import Structure, c_char_p, c_float, c_int, c_long, c_void_p
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -57,18 +58,20 @@ class _Layer(Structure):
 
 
 class _Step(Structure):
+    """It keeps what is bytes here: to copy a small numpy array takes less time than to find out its address."""
+
     _fields_ = (
-        ("rows", c_void_p),
+        ("rows", c_char_p),
         ("sequences", c_long),
-        ("updates", c_void_p),
+        ("updates", c_char_p),
         ("updates_count", c_long),
-        ("tokens", c_void_p),
+        ("tokens", c_char_p),
         ("tokens_count", c_long),
         ("hidden_in", c_void_p),
         ("hidden_out", c_void_p),
         ("logits", c_void_p),
         ("logits_stride", c_long),
-        ("draws", c_void_p),
+        ("draws", c_char_p),
         ("best_scores", c_void_p),
         ("best_ids", c_void_p),
         ("layers", c_long),
@@ -78,6 +81,22 @@ class _Step(Structure):
 def supports(plan: Plan, device: torch.device) -> bool:
     """Whether the native engine computes this plan's type on this device."""
     return device.type == "cpu" and plan.dtype in _DTYPES
+
+
+class _Best:
+    """Where a step puts the best scores and their ids, at the same `addresses` every time."""
+
+    def __init__(self) -> None:
+        self._grow(1)
+
+    def room(self, samples: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        if samples > len(self._ids):
+            self._grow(samples)
+        return self._scores[:samples], self._ids[:samples]
+
+    def _grow(self, samples: int) -> None:
+        self._scores, self._ids = np.empty(samples, dtype=np.float32), np.empty(samples, dtype=np.int32)
+        self.addresses = self._scores.ctypes.data, self._ids.ctypes.data
 
 
 class NativeStage:
@@ -101,6 +120,7 @@ class NativeStage:
         self._hidden = plan.model.hidden_size
         self._last = rank.stage == plan.pp - 1
         self._logits = torch.empty(0, len(rank.vocab))  # of the last step that was asked for any
+        self._best = _Best()
         self._kept: list[object] = []  # what the library points to
         self._calls = GroupCalls(group)
         layers = (_Layer * len(rank.layers))(*map(self._layer, weights.layers()))
@@ -125,14 +145,14 @@ class NativeStage:
         Raises:
             CollectiveStalled: another rank of the stage is gone.
         """
-        tokens, samples = len(plan.tokens), int(plan.rows[:, 3].sum())
+        tokens = len(plan.tokens)
         result = StageResult()
         step = _Step(
-            rows=plan.rows.ctypes.data,
+            rows=plan.rows.tobytes(),
             sequences=len(plan.rows),
-            updates=plan.block_updates.ctypes.data,
+            updates=plan.block_updates.tobytes(),
             updates_count=len(plan.block_updates),
-            tokens=plan.tokens.ctypes.data,
+            tokens=plan.tokens.tobytes(),
             tokens_count=tokens,
             hidden_in=None if hidden is None else hidden.data_ptr(),
             layers=self._layers if layers is None else layers,
@@ -141,11 +161,11 @@ class NativeStage:
             result.hidden = torch.empty(tokens, self._hidden)
             step.hidden_out = result.hidden.data_ptr()
         elif draws is not None:
-            result.best = torch.empty(samples), torch.empty(samples, dtype=torch.int32)
-            step.draws = draws.ctypes.data
-            step.best_scores, step.best_ids = (values.data_ptr() for values in result.best)
+            result.best = self._best.room(len(draws))
+            step.draws = draws.tobytes()
+            step.best_scores, step.best_ids = self._best.addresses
         else:
-            result.logits = self._room(samples)
+            result.logits = self._room(int(plan.rows[:, 3].sum()))
             step.logits, step.logits_stride = result.logits.data_ptr(), result.logits.shape[1]
         status = self._native.phx_stage_run(self._stage, ctypes.byref(step))
         self._calls.check(status)

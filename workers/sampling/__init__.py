@@ -1,5 +1,5 @@
 """Exact sampling over vocabulary shards, without ever gathering full logits."""
 
-from workers.sampling.sampler import Sampled, Sampler
+from workers.sampling.sampler import NOTHING_SAMPLED, Sampled, Sampler
 
-__all__ = ["Sampled", "Sampler"]
+__all__ = ["NOTHING_SAMPLED", "Sampled", "Sampler"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from partitioning.plan import Span
 from workers.collectives import Group
 from workers.sampling.drawing import Drawing
-from workers.sampling.draws import Draws
+from workers.sampling.draws import DRAW, Draws
 from workers.sampling.state import PENALISED, REPORTED, SamplingState
 from workers.sampling.torch_drawing import likeliest
 from workers.step_plan import StepPlan
@@ -24,13 +24,14 @@ Slots = npt.NDArray[np.integer[Any]]
 @dataclass(frozen=True)
 class Sampled:
     """tokens [samples]. logprobs [rows that ask for them, 1 + 2 * n] float32: the token's own, then the n best
-    logprobs, then their ids, n being the most that any row asks for; no rows when none does. All on the CPU."""
+    logprobs, then their ids, n being the most that any row asks for; no rows when none does. On the CPU."""
 
-    tokens: Tensor
+    tokens: list[int]
     logprobs: Tensor
 
 
 _NO_LOGPROBS = torch.empty(0, 1)
+NOTHING_SAMPLED = Sampled([], _NO_LOGPROBS)
 
 
 class Sampler:
@@ -42,19 +43,33 @@ class Sampler:
         self._group = group
         self._device = device
         self._drawing = drawing
+        self._slots = b""  # of the draws that were asked for last,
+        self._recent = np.empty(0, dtype=DRAW)  # these,
+        self._positions = self._recent["position"]  # a view of theirs,
+        self._plain = True  # and whether they are all that is needed
 
     def apply(self, plan: StepPlan) -> None:
         """Takes in a step's news; comes before what follows."""
         self._state.apply(plan)
+        if len(plan.admissions):
+            self._slots = b""
 
     def draws(self, slots: Slots, positions: npt.NDArray[np.int64]) -> Draws | None:
         """How the tokens at `positions` of the sequences in `slots` are drawn, if the best score of each shard is all
-        that is needed: then `choose` does the rest. Else None, and `sample` needs logits."""
-        return None if self._state.tasks[slots].any() else self._draws(slots, positions)
+        that is needed: then `choose` does the rest. Else None, and `sample` needs logits. Valid until the next call."""
+        if self._slots != (asked := slots.tobytes()):  # most steps have the sequences of the one before
+            self._slots = asked
+            self._plain = not self._state.tasks[slots].any()
+            self._recent = self._state.draws[slots]
+            self._positions = self._recent["position"]
+        self._positions[:] = positions
+        return self._recent if self._plain else None
 
-    def choose(self, scores: Tensor, ids: Tensor) -> Sampled:
-        """The tokens of the shards' best scores [samples] and their ids, on the CPU."""
-        return Sampled(likeliest(self._group, scores, ids), _NO_LOGPROBS)
+    def choose(self, scores: npt.NDArray[np.float32], ids: npt.NDArray[np.int32]) -> Sampled:
+        """The tokens of the shards' best scores [samples] and their ids."""
+        if self._group.size > 1:
+            ids = likeliest(self._group, torch.from_numpy(scores), torch.from_numpy(ids)).numpy()
+        return Sampled(ids.tolist(), _NO_LOGPROBS)
 
     def sample(self, logits: Tensor, slots: Slots, positions: npt.NDArray[np.int64]) -> Sampled:
         """logits [samples, shard] float32, which penalties change, for the tokens at `positions` of the sequences in
@@ -68,9 +83,9 @@ class Sampler:
             self._state.penalise(logits, slots)
         tokens = self._drawing.draw(logits, self._draws(slots, positions))
         if not every & REPORTED:
-            return Sampled(tokens.cpu(), _NO_LOGPROBS)
+            return Sampled(tokens.tolist(), _NO_LOGPROBS)
         alternatives = int(self._state.parameters[slots]["logprobs"].max())
-        return Sampled(tokens.cpu(), self._logprobs(own, tokens[self._rows(reporting)], alternatives).cpu())
+        return Sampled(tokens.tolist(), self._logprobs(own, tokens[self._rows(reporting)], alternatives).cpu())
 
     def _draws(self, slots: Slots, positions: npt.NDArray[np.int64]) -> Draws:
         draws = self._state.draws[slots]

@@ -128,7 +128,6 @@ class DraftModel:
             self._contents[block] = self._blocks.identity(block)
         reading.noted = max(reading.noted, full)
 
-    @torch.inference_mode()
     def _run(self, rows: Seq[_Row]) -> list[int]:
         """One pass; the drawn tokens."""
         self._passes += 1
@@ -158,6 +157,6 @@ class DraftModel:
         if not len(slots):
             return []
         if result.best is not None:
-            return self._sampler.choose(*result.best).tokens.tolist()
+            return self._sampler.choose(*result.best).tokens
         assert result.logits is not None
-        return self._sampler.sample(result.logits, slots, positions).tokens.tolist()
+        return self._sampler.sample(result.logits, slots, positions).tokens
