@@ -43,7 +43,7 @@ class Sampler:
         self._group = group
         self._device = device
         self._drawing = drawing
-        self._slots = b""  # of the draws that were asked for last,
+        self._slots: bytes | None = None  # of the draws that were asked for last,
         self._recent = np.empty(0, dtype=DRAW)  # these,
         self._positions = self._recent["position"]  # a view of theirs,
         self._plain = True  # and whether they are all that is needed
@@ -52,7 +52,7 @@ class Sampler:
         """Takes in a step's news; comes before what follows."""
         self._state.apply(plan)
         if len(plan.admissions):
-            self._slots = b""
+            self._slots = None
 
     def draws(self, slots: Slots, positions: npt.NDArray[np.int64]) -> Draws | None:
         """How the tokens at `positions` of the sequences in `slots` are drawn, if the best score of each shard is all
