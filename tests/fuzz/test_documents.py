@@ -102,8 +102,3 @@ def test_step_plans(content: bytes) -> None:
         assert np.array_equal(plan.pack()[:7], words[:7])
 
     refused(read, ValueError)
-
-
-def test_a_step_plan_survives_its_way() -> None:
-    words = _step().pack()
-    assert np.array_equal(StepPlan.unpack(words).pack(), words)
