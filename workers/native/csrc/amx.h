@@ -17,6 +17,8 @@ constexpr long FEWEST_ROWS = 5;  // of a batch that they are quicker for
 
 #if defined(__AMX_BF16__)
 
+constexpr bool COMPILED = true;
+
 // Whether this process may use them: the kernel makes room for 8 KiB more of a thread's state only for those who ask.
 // It refuses, for one, where a thread's stack for signals is too small for that.
 inline bool usable() {
@@ -51,6 +53,7 @@ class Shapes {
 
 #else
 
+constexpr bool COMPILED = false;
 constexpr bool usable() { return false; }
 
 #endif

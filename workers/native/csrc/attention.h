@@ -8,8 +8,8 @@
 #include <limits>
 #include <optional>
 
-#include "attention_amx.h"
 #include "attention_int8.h"
+#include "attention_widened.h"
 #include "cache.h"
 #include "gemm.h"
 
@@ -57,145 +57,25 @@ template <class S> struct Piece {
     }
 };
 
-// `ahead` are tiles to fetch meanwhile: with few rows a piece is over before the processor has guessed where the next
-// one lies.
-template <int R, int C, class T>
-PHX_INLINE void score_tiles(const Kept<T>* queries, long depth, const T* const* keys, const T* const* ahead, float* scores,
-                            long stride) {
-    constexpr long P = PAIR<T>;
-    F32 acc[R][C];
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) acc[r][c] = zero();
-    for (long k = 0; k < depth / P; ++k) {
-        const T* w[C];
-        for (int c = 0; c < C; ++c) w[c] = keys[c] + k * LANES * P, prefetch(ahead[c] + k * LANES * P);
-        multiply<T>(queries + k * P, depth, w, acc);
-    }
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) store(scores + r * stride + c * LANES, acc[r][c]);
-}
-
-template <int R, int C, class T>
-void score_rows(const Kept<T>* queries, long rows, long depth, const T* const* keys, const T* const* ahead, float* scores,
-                long stride) {
-    while (rows >= R) {
-        score_tiles<R, C>(queries, depth, keys, ahead, scores, stride);
-        queries += R * depth, scores += R * stride, rows -= R;
-        ahead = keys;
-    }
-    if constexpr (R > 1) {
-        if (rows > 0) score_rows<R - 1, C>(queries, rows, depth, keys, ahead, scores, stride);
-    }
-}
-
-// out += weights · values, for C × 16 dimensions from `dim` on.
-template <int R, int C, class T>
-PHX_INLINE void mix_tile(const Kept<T>* weights, long stride, const T* const* values, const T* const* ahead, long tiles,
-                         long depth, long dim, float* out) {
-    constexpr long P = PAIR<T>;
-    F32 acc[R][C];
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * depth + dim + c * LANES);
-    for (long t = 0; t < tiles; ++t) {
-        const T *v = values[t] + dim * P, *next = ahead[t] + dim * P;
-        for (long k = 0; k < TILE / P; ++k) {
-            const T* w[C];
-            for (int c = 0; c < C; ++c) {
-                w[c] = v + (k * depth + c * LANES) * P;
-                prefetch(next + (k * depth + c * LANES) * P);
-            }
-            multiply<T>(weights + t * TILE + k * P, stride, w, acc);
-        }
-    }
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) store(out + r * depth + dim + c * LANES, acc[r][c]);
-}
-
-template <int R, class T>
-void mix_rows(const Kept<T>* weights, long stride, const T* const* values, const T* const* ahead, long tiles, long rows,
-              long depth, float* out) {
-    while (rows >= R) {
-        long dim = 0;
-        for (; dim + TILE_PANELS * LANES <= depth; dim += TILE_PANELS * LANES) {
-            mix_tile<R, TILE_PANELS>(weights, stride, values, ahead, tiles, depth, dim, out);
-        }
-        if (dim < depth) mix_tile<R, 1>(weights, stride, values, ahead, tiles, depth, dim, out);
-        weights += R * stride, out += R * depth, rows -= R;
-        ahead = values;
-    }
-    if constexpr (R > 1) {
-        if (rows > 0) mix_rows<R - 1>(weights, stride, values, ahead, tiles, rows, depth, out);
-    }
-}
-
-// A pass's queries, its softmax's weights, and their products with a cache of the same type. Rows are taken `at_once(rows)`
-// at a time: scores and weights are those of the rows [begin, end) of such a group.
-template <class T> class FloatProducts {
-  public:
-    FloatProducts(long rows, long depth, long keys)
-        : queries_(rows * depth), weights_(rows * keys), joined_(keys * depth), depth_(depth), keys_(keys) {}
-
-    // Whether a pass, or a group that ends with this row, is done in matrix registers.
-    static bool in_matrix_registers(long rows) {
-        return std::is_same_v<T, bf16> && rows >= amx::FEWEST_PASS_ROWS && amx::usable();
-    }
-    static long at_once(long rows) { return in_matrix_registers(rows) ? amx::HEIGHT : rows; }
-
-    // `count` rows from `row` on.
-    void take(long row, const Kept<T>* queries, long count) { std::copy_n(queries, count * depth_, queries_.data() + row * depth_); }
-    // What comes before the groups of a piece. Tiles of `ahead` are fetched here, or in `score` and `mix`.
-    void meet(const T* const* values, const T* const* ahead_keys, const T* const* ahead_values, long tiles, long rows) {
-        if constexpr (std::is_same_v<T, bf16>) {
-            if (!in_matrix_registers(rows)) return;
-            amx::join(values, tiles, depth_, joined_.data());
-            amx::fetch_tiles(ahead_keys, tiles, depth_);
-            amx::fetch_tiles(ahead_values, tiles, depth_);
-        }
-    }
-    // scores [end - begin, keys]
-    void score(const T* const* keys, const T* const* ahead, long tiles, long begin, long end, float* scores) const {
-        constexpr int R = TILE_ROWS<T>;
-        const Kept<T>* queries = queries_.data() + begin * depth_;
-        if constexpr (std::is_same_v<T, bf16>) {
-            if (in_matrix_registers(end)) return amx::score(queries, keys, tiles, depth_, scores, keys_);
-        }
-        const long rows = end - begin;
-        long t = 0;
-        for (; t + TILE_PANELS <= tiles; t += TILE_PANELS) {
-            score_rows<R, TILE_PANELS>(queries, rows, depth_, keys + t, ahead + t, scores + t * TILE, keys_);
-        }
-        if (t < tiles) score_rows<R, 1>(queries, rows, depth_, keys + t, ahead + t, scores + t * TILE, keys_);
-    }
-    // Where a row's weights go, one tile's after the other; then, that all are there.
-    Kept<T>* weights(long row) { return weights_.data() + row * keys_; }
-    PHX_INLINE static void weigh(Kept<T>* to, F32 weight, const T*) { keep(to, weight, T{}); }
-    void weighed(long, long) {}
-    // out [end - begin, depth] += weights · values
-    void mix(const T* const* values, const T* const* ahead, long tiles, long begin, long end, float* out) const {
-        if constexpr (std::is_same_v<T, bf16>) {
-            if (in_matrix_registers(end)) return amx::mix(weights_.data() + begin * keys_, keys_, joined_.data(), tiles, depth_, out);
-        }
-        mix_rows<TILE_ROWS<T>>(weights_.data(), keys_, values, ahead, tiles, end - begin, depth_, out);
-    }
-
-  private:
-    Lines<Kept<T>> queries_, weights_;
-    Lines<T> joined_;
-    const long depth_, keys_;
-};
-
 template <class S> using ProductsWith = std::conditional_t<Cache<S>::SCALED, Int8Products, FloatProducts<S>>;
 
-// A thread's room for one piece of work.
-template <class S> struct AttentionScratch {
+struct NoProducts {
+    NoProducts(long, long, long) {}
+};
+
+// A thread's room for one piece of work, of queries in T and a cache in S.
+template <class T, class S> struct AttentionScratch {
+    static constexpr bool WIDENS = amx::COMPILED && std::is_same_v<T, bf16> && Cache<S>::SCALED;
+
     ProductsWith<S> products;
+    std::conditional_t<WIDENS, WidenedProducts, NoProducts> widened;
     Lines<float> scores, out, maximum, total, totals;  // totals: [rows, 16] of what `total` will be
     // Room for whole tiles of matrix registers.
     AttentionScratch(long rows, long depth) : AttentionScratch(round_up(rows, amx::HEIGHT), depth, PIECE * TILE) {}
 
   private:
     AttentionScratch(long rows, long depth, long keys)
-        : products(rows, depth, keys), scores(rows * keys), out(rows * depth), maximum(rows), total(rows), totals(rows * LANES) {}
+        : products(rows, depth, keys), widened(rows, depth, keys), scores(rows * keys), out(rows * depth), maximum(rows), total(rows), totals(rows * LANES) {}
 };
 
 // Infinity for the first 16, -infinity for the others.
@@ -222,8 +102,9 @@ constexpr float GROWTH = 8;
 
 // Scores of rows [begin, end), 16 at most, of a group that begins with row `first` become weights: powers of 2 relative to
 // about their maximum so far.
-template <class S>
-PHX_INLINE void soften(const Piece<S>& piece, long first, long begin, long end, long depth, float scale, AttentionScratch<S>& s) {
+template <class Products, class S, class Scratch>
+PHX_INLINE void soften(Products& products, const Piece<S>& piece, long first, long begin, long end, long depth, float scale,
+                       Scratch& s) {
     const long stride = PIECE * TILE, tiles = piece.count;
     const F32 factor = set1(scale), before = load(s.maximum.data() + begin);
     F32 of_rows[LANES];
@@ -251,36 +132,34 @@ PHX_INLINE void soften(const Piece<S>& piece, long first, long begin, long end, 
         const float *scores = s.scores.data() + (r - first) * stride, maximum = s.maximum[r];
         const F32 shift = set1(maximum == -std::numeric_limits<float>::infinity() ? 0.0f : -maximum);
         F32 total = load(s.totals.data() + r * LANES);
-        auto* to = s.products.weights(r);
+        auto* to = products.weights(r);
         for (long t = 0; t < tiles; ++t) {
-            const F32 p = exp2<EXP_TERMS<S>>(fma(load(scores + t * TILE), factor, shift));
-            s.products.weigh(to + t * TILE, p, piece.values[t]);
+            const F32 p = exp2<EXP_TERMS<typename Products::Weights>>(fma(load(scores + t * TILE), factor, shift));
+            products.weigh(to + t * TILE, p, piece.values[t]);
             total = add(total, p);
         }
-        s.products.weighed(r, tiles);
+        products.weighed(r, tiles);
         store(s.totals.data() + r * LANES, total);
     }
 }
 
-// Leaves the unnormalised sums in scratch.out, [rows, depth], with their maxima and totals. `next` is the pass that this
-// thread will do after this one, or null.
-template <class T, class S>
-void attend(const Pass& pass, const Pass* next, const Cache<S>& cache, const T* queries, long heads, long window,
-            float scale, AttentionScratch<S>& s) {
+template <class Products, class T, class S, class Scratch>
+void attend_with(Products& products, const Pass& pass, const Pass* next, const Cache<S>& cache, const T* queries, long heads,
+                 long window, float scale, Scratch& s) {
     const CacheShape& shape = cache.shape;
     const long depth = shape.depth(), group = pass.query_heads, rows = pass.rows();
     const long per_block = shape.tiles(), stride = PIECE * TILE;
     for (long token = pass.begin; token < pass.end; ++token) {
         const T* from = queries + ((pass.chunk.first + token) * heads + pass.first_query_head) * depth;
-        s.products.take((token - pass.begin) * group, from, group);
+        products.take((token - pass.begin) * group, from, group);
     }
     std::fill(s.out.begin(), s.out.begin() + rows * depth, 0.0f);
     std::fill(s.maximum.begin(), s.maximum.begin() + rows, -std::numeric_limits<float>::infinity());
     std::fill(s.totals.begin(), s.totals.begin() + rows * LANES, 0.0f);
     const long first_position = pass.chunk.position + pass.begin, last_position = pass.chunk.position + pass.end - 1;
-    const long pieces = pass.pieces(), at_once = s.products.at_once(rows);
+    const long pieces = pass.pieces(), at_once = products.at_once(rows);
     std::optional<amx::PassShapes> shapes;
-    if (s.products.in_matrix_registers(rows)) shapes.emplace();
+    if (products.in_matrix_registers(rows)) shapes.emplace();
     Piece<S> piece, ahead;
     piece.find(pass, cache, 0, pieces);
     for (long number = 0; number < pieces; ++number, piece = ahead) {
@@ -299,15 +178,15 @@ void attend(const Pass& pass, const Pass* next, const Cache<S>& cache, const T* 
                 prefetch(ahead.values[t] + i);
             }
         }
-        s.products.meet(piece.values, ahead.keys, ahead.values, tiles, rows);
+        products.meet(piece.keys, piece.values, ahead.keys, ahead.values, tiles, rows);
         const auto mix = [&](long begin) {
             const long end = std::min(begin + at_once, rows);
-            s.products.mix(piece.values, ahead.values, tiles, begin, end, s.out.data() + begin * depth);
+            products.mix(piece.values, ahead.values, tiles, begin, end, s.out.data() + begin * depth);
         };
         // One group's products are taken while the other's last stores, which they do not need, are on their way.
         for (long begin = 0; begin < rows; begin += at_once) {
             const long end = std::min(begin + at_once, rows);
-            s.products.score(piece.keys, ahead.keys, tiles, begin, end, s.scores.data());
+            products.score(piece.keys, ahead.keys, tiles, begin, end, s.scores.data());
             if (begin > 0) mix(begin - at_once);
             for (long t = 0; t < tiles; ++t) {
                 const long in_block = (piece.first + t) % per_block * TILE;
@@ -321,12 +200,25 @@ void attend(const Pass& pass, const Pass* next, const Cache<S>& cache, const T* 
                 }
             }
             for (long r = begin; r < end; r += LANES) {
-                soften(piece, begin, r, std::min(r + LANES, end), depth, scale * LOG2_E, s);
+                soften(products, piece, begin, r, std::min(r + LANES, end), depth, scale * LOG2_E, s);
             }
         }
         mix((rows - 1) / at_once * at_once);
     }
     for (long r = 0; r < rows; ++r) s.total[r] = sum(load(s.totals.data() + r * LANES));
+}
+
+// Leaves the unnormalised sums in scratch.out, [rows, depth], with their maxima and totals. `next` is the pass that this
+// thread will do after this one, or null.
+template <class T, class S>
+void attend(const Pass& pass, const Pass* next, const Cache<S>& cache, const Kept<T>* queries, long heads, long window,
+            float scale, AttentionScratch<T, S>& s) {
+    if constexpr (AttentionScratch<T, S>::WIDENS) {
+        if (s.widened.in_matrix_registers(pass.rows())) {
+            return attend_with(s.widened, pass, next, cache, queries, heads, window, scale, s);
+        }
+    }
+    attend_with(s.products, pass, next, cache, queries, heads, window, scale, s);
 }
 
 }  // namespace phx

@@ -115,7 +115,7 @@ inline void join(const bf16* const* values, long tiles, long depth, bf16* joined
     }
 }
 
-// Scores of 16 rows, as FloatProducts in attention.h have them.
+// Scores of 16 rows, as FloatProducts have them.
 inline void score(const bf16* queries, const bf16* const* keys, long tiles, long depth, float* scores, long stride) {
     const long bytes = depth * long(sizeof(bf16));
     by_fours(tiles, [&](long t, auto count) {

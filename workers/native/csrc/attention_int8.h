@@ -1,7 +1,7 @@
 // Attention's products with keys and values in 8 bits, exactly, on 16 bits of the other side.
 //
-// To widen tiles to bf16 first takes longer than reading them in bf16 would have; to round queries and softmax's weights
-// to 8 bits loses those far below the largest. So these have 16 bits: as two bytes where the processor multiplies bytes, in
+// To widen tiles to bf16 first takes longer than reading them in bf16 would have, unless many rows share them; to round
+// queries and softmax's weights to 8 bits loses those far below the largest. So these have 16 bits: as two bytes where the processor multiplies bytes, in
 // as many instructions as in bf16, and as they are elsewhere.
 #pragma once
 
@@ -104,7 +104,7 @@ PHX_INLINE void score_tiles(const Int8Queries& q, long row, long depth, const in
         }
     }
     for (int c = 0; c < C; ++c) {
-        const F32 scales = load(reinterpret_cast<const float*>(keys[c] + TILE * depth));
+        const F32 scales = load(scales_of(keys[c], depth));
         prefetch(ahead[c] + TILE * depth);
         for (int r = 0; r < R; ++r) {
             store(scores + (row + r) * stride + c * TILE, mul(exact[r][c].value(), mul(scales, set1(q.scale[row + r]))));
@@ -145,9 +145,11 @@ template <int R, class Work> void in_tiles(long row, long rows, const Work& work
     }
 }
 
-// The same steps as FloatProducts, in attention.h.
+// The same steps as FloatProducts, in attention_float.h.
 class Int8Products {
   public:
+    using Weights = int8_t;
+
     Int8Products(long rows, long depth, long keys)
         : queries_(rows, depth), weights_(rows, keys), depth_(depth), keys_(keys), query_(depth), weight_(keys) {}
 
@@ -174,11 +176,11 @@ class Int8Products {
 
     static long at_once(long rows) { return rows; }
     static bool in_matrix_registers(long) { return false; }
-    void meet(const int8_t* const*, const int8_t* const*, const int8_t* const*, long, long) {}
+    void meet(const int8_t* const*, const int8_t* const*, const int8_t* const*, const int8_t* const*, long, long) {}
 
     float* weights(long) { return weight_.data(); }
     PHX_INLINE void weigh(float* to, F32 weight, const int8_t* values) const {
-        store(to, mul(weight, load(reinterpret_cast<const float*>(values + TILE * depth_))));
+        store(to, mul(weight, load(scales_of(values, depth_))));
     }
 
     void weighed(long row, long tiles) {

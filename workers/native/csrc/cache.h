@@ -32,6 +32,9 @@ inline float largest_magnitude(const float* x, long size) {  // a multiple of 16
     return largest(most);
 }
 
+// Of the 16 tokens of a tile in 8 bits.
+inline const float* scales_of(const int8_t* tile, long depth) { return reinterpret_cast<const float*>(tile + TILE * depth); }
+
 // Keys and values kept as float, bf16 or, with scales, int8_t: values from -127 to 127, keys from 1 to 255 (unsigned).
 template <class T> struct Cache {
     static constexpr bool SCALED = std::is_same_v<T, int8_t>;

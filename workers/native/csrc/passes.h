@@ -66,7 +66,7 @@ class Passes {
     }
 
     // Keeps what pass i, a part of a whole one, has found.
-    template <class S> void keep(long i, const Pass& pass, const AttentionScratch<S>& scratch) {
+    template <class Scratch> void keep(long i, const Pass& pass, const Scratch& scratch) {
         float* to = partials_.data() + i * partial_size();
         std::copy_n(scratch.out.data(), pass.rows() * shape_.depth(), to);
         std::copy_n(scratch.maximum.data(), pass.rows(), to + most_rows_ * shape_.depth());

@@ -222,7 +222,7 @@ template <class T, class S> class Stage final : public PhxStage {
     // put(token, column, F32, count) gets what the query heads have found.
     template <class Put> void attend_all(long layer, Put put, int thread) {
         const float scale = 1.0f / std::sqrt(float(s.head_dim));
-        AttentionScratch<S>& scratch = scratch_[thread];
+        AttentionScratch<T, S>& scratch = scratch_[thread];
         const long window = layers_[layer].window, count = passes_.count();
         for (long i = thread, following; i < count; i = following) {
             following = team_.size() + team_.claim(1);
@@ -347,7 +347,7 @@ template <class T, class S> class Stage final : public PhxStage {
     std::vector<Cache<S>> caches_;
 
     std::vector<Input> few_;              // by thread
-    std::vector<AttentionScratch<S>> scratch_;
+    std::vector<AttentionScratch<T, S>> scratch_;
     std::vector<Buffer<float>> row_;
     Best best_;
 
