@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workers.sequence import Sequence
-from workers.step_plan import ADMISSION, Kind, StepPlan
+from workers.step_plan import ADMISSION, NO_ADMISSIONS, NO_UPDATES, Kind, StepPlan
 
 Batch = list[tuple[Sequence, int]]  # how many tokens of which sequence
 Drafts = dict[int, list[int]]  # guesses of what follows, by slot
@@ -45,8 +45,6 @@ class Step:
 
 
 _NO_DRAFT: list[int] = []
-_NO_ADMISSIONS = np.empty(0, dtype=ADMISSION)
-_NO_UPDATES = np.empty((0, 3), dtype=np.int32)
 
 
 def make_step(
@@ -87,9 +85,9 @@ def make_step(
     plan = StepPlan(
         kind=Kind.RUN,
         step=number,
-        admissions=np.array(admissions, dtype=ADMISSION) if admissions else _NO_ADMISSIONS,
+        admissions=np.array(admissions, dtype=ADMISSION) if admissions else NO_ADMISSIONS,
         rows=np.array(rows, dtype=np.int32).reshape(-1, 4),
-        block_updates=np.array(updates, dtype=np.int32) if updates else _NO_UPDATES,
+        block_updates=np.array(updates, dtype=np.int32) if updates else NO_UPDATES,
         tokens=np.array(tokens, dtype=np.int32),
     )
     sequences = tuple(sequence for sequence, _ in batch)

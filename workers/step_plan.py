@@ -47,6 +47,9 @@ ADMISSION = np.dtype(
 )
 _ADMISSION_WORDS = ADMISSION.itemsize // 4
 
+NO_ADMISSIONS = np.empty(0, dtype=ADMISSION)
+NO_UPDATES = np.empty((0, 3), dtype=np.int32)
+
 
 def admission(slot: int, prompt_len: int, sampling: SamplingParams) -> tuple[float, ...]:
     """One row for an ADMISSION array."""
@@ -140,4 +143,4 @@ class StepPlan:
 def control_plan(kind: Kind, step: int) -> StepPlan:
     """A plan without work."""
     empty = np.empty(0, dtype=np.int32)
-    return StepPlan(kind, step, np.empty(0, dtype=ADMISSION), empty.reshape(0, 4), empty.reshape(0, 3), empty)
+    return StepPlan(kind, step, NO_ADMISSIONS, empty.reshape(0, 4), NO_UPDATES, empty)

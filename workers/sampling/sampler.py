@@ -45,7 +45,6 @@ class Sampler:
         self._drawing = drawing
         self._slots: bytes | None = None  # of the draws that were asked for last,
         self._recent = np.empty(0, dtype=DRAW)  # these,
-        self._positions = self._recent["position"]  # a view of theirs,
         self._plain = True  # and whether they are all that is needed
 
     def apply(self, plan: StepPlan) -> None:
@@ -57,13 +56,8 @@ class Sampler:
     def draws(self, slots: Slots, positions: npt.NDArray[np.int64]) -> Draws | None:
         """How the tokens at `positions` of the sequences in `slots` are drawn, if the best score of each shard is all
         that is needed: then `choose` does the rest. Else None, and `sample` needs logits. Valid until the next call."""
-        if self._slots != (asked := slots.tobytes()):  # most steps have the sequences of the one before
-            self._slots = asked
-            self._plain = not self._state.tasks[slots].any()
-            self._recent = self._state.draws[slots]
-            self._positions = self._recent["position"]
-        self._positions[:] = positions
-        return self._recent if self._plain else None
+        draws = self._draws(slots, positions)
+        return draws if self._plain else None
 
     def choose(self, scores: npt.NDArray[np.float32], ids: npt.NDArray[np.int32]) -> Sampled:
         """The tokens of the shards' best scores [samples] and their ids."""
@@ -88,9 +82,12 @@ class Sampler:
         return Sampled(tokens.tolist(), self._logprobs(own, tokens[self._rows(reporting)], alternatives).cpu())
 
     def _draws(self, slots: Slots, positions: npt.NDArray[np.int64]) -> Draws:
-        draws = self._state.draws[slots]
-        draws["position"] = positions
-        return draws
+        if self._slots != (asked := slots.tobytes()):  # most steps have the sequences of the one before
+            self._slots = asked
+            self._plain = not self._state.tasks[slots].any()
+            self._recent = self._state.draws[slots]
+        self._recent["position"] = positions
+        return self._recent
 
     def _logprobs(self, logits: Tensor, tokens: Tensor, count: int) -> Tensor:
         """Under the model's own distribution: see `Sampled`."""

@@ -75,7 +75,8 @@ template <class T, class S> struct AttentionScratch {
 
   private:
     AttentionScratch(long rows, long depth, long keys)
-        : products(rows, depth, keys), widened(rows, depth, keys), scores(rows * keys), out(rows * depth), maximum(rows), total(rows), totals(rows * LANES) {}
+        : products(rows, depth, keys), widened(rows, depth, keys), scores(rows * keys), out(rows * depth), maximum(rows),
+          total(rows), totals(rows * LANES) {}
 };
 
 // Infinity for the first 16, -infinity for the others.

@@ -99,7 +99,8 @@ template <class T> class FloatProducts {
     // `count` rows from `row` on.
     void take(long row, const Kept<T>* queries, long count) { std::copy_n(queries, count * depth_, queries_.data() + row * depth_); }
     // What comes before the groups of a piece. Tiles of `ahead` are fetched here, or in `score` and `mix`.
-    void meet(const T* const*, const T* const* values, const T* const* ahead_keys, const T* const* ahead_values, long tiles, long rows) {
+    void meet(const T* const*, const T* const* values, const T* const* ahead_keys, const T* const* ahead_values, long tiles,
+              long rows) {
         if constexpr (std::is_same_v<T, bf16>) {
             if (!in_matrix_registers(rows)) return;
             amx::join(values, tiles, depth_, joined_.data());

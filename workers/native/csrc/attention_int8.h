@@ -1,8 +1,8 @@
 // Attention's products with keys and values in 8 bits, exactly, on 16 bits of the other side.
 //
 // To widen tiles to bf16 first takes longer than reading them in bf16 would have, unless many rows share them; to round
-// queries and softmax's weights to 8 bits loses those far below the largest. So these have 16 bits: as two bytes where the processor multiplies bytes, in
-// as many instructions as in bf16, and as they are elsewhere.
+// queries and softmax's weights to 8 bits loses those far below the largest. So these have 16 bits: as two bytes where the
+// processor multiplies bytes, in as many instructions as in bf16, and as they are elsewhere.
 #pragma once
 
 #include <algorithm>
