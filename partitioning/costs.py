@@ -25,6 +25,9 @@ _FLOPS_SHARE: dict[DeviceKind, float] = {"cuda": 0.5, "cpu": 0.8}
 _LAYER_START: dict[DeviceKind, float] = {"cuda": 10e-6, "cpu": 15e-6}
 # What a process holds before the first weight: the CUDA context, NCCL and captured graphs; the interpreter and torch.
 _PROCESS_BYTES: dict[DeviceKind, int] = {"cuda": 2 << 30, "cpu": 256 << 20}
+_EIGHT_BITS = 8.5 / 8  # bytes of a parameter in groups of 32 with a scale of 16 bits
+# The native engine keeps a copy of the head in 8 bits, which for so many rows is read in its stead (csrc/screen.h).
+_SCREENED_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def parameter_bytes(dtype: DType, weights: WeightType, packed_bits: float = 0) -
     expanded: the most that they can take. Layers with one scale for an output, which take fewer than eight bits in
     groups do, stay as they are where eight bits are asked for."""
     size = DTYPE_BYTES[dtype]
-    eight, four = 8.5 / 8, 5 / 8
+    eight, four = _EIGHT_BITS, 5 / 8
     if weights == "auto" and packed_bits and dtype != "float32":
         return ParameterBytes(packed_bits / 8, size, size)
     if weights in ("auto", "dense"):
@@ -137,15 +140,26 @@ def kv_token_bytes(model: ModelSpec, cached: CacheBytes, part: Slice) -> int:
     return 2 * part.layers * part.kv_heads * cached.vector(model.head_dim)
 
 
-def reserve_bytes(model: ModelSpec, dtype: DType, part: Slice, kind: DeviceKind, max_batch_tokens: int) -> int:
+def screen_bytes(model: ModelSpec, stored: ParameterBytes, part: Slice, kind: DeviceKind) -> int:
+    """Bytes of the head's copy in 8 bits, with two float32 an output, where the head has more than 8 bits."""
+    if kind != "cpu" or not part.samples or stored.table <= _EIGHT_BITS:
+        return 0
+    return round(part.vocab * (model.hidden_size * _EIGHT_BITS + 8))
+
+
+def reserve_bytes(
+    model: ModelSpec, dtype: DType, stored: ParameterBytes, part: Slice, kind: DeviceKind, max_batch_tokens: int
+) -> int:
     """Bytes kept for what is neither weight nor KV cache.
 
-    The process itself, and for every token of the largest batch: the residual stream and its normed copy, the
-    projections of one layer, the MLP's three intermediate tensors, and float32 logits of the vocabulary shard.
+    The process itself, the head's copy in 8 bits, and for every token of the largest batch: the residual stream and its
+    normed copy, the projections of one layer, the MLP's three intermediate tensors, and float32 logits of the
+    vocabulary shard.
     """
     activations = 4 * model.hidden_size + 2 * (part.heads + part.kv_heads) * model.head_dim + 3 * part.mlp
     logits = 4 * part.vocab if part.samples else 0
-    return _PROCESS_BYTES[kind] + max_batch_tokens * (activations * DTYPE_BYTES[dtype] + logits)
+    batch = max_batch_tokens * (activations * DTYPE_BYTES[dtype] + logits)
+    return _PROCESS_BYTES[kind] + screen_bytes(model, stored, part, kind) + batch
 
 
 def compute_seconds(
@@ -177,7 +191,8 @@ def ends_seconds(model: ModelSpec, stored: ParameterBytes, part: Slice, device: 
         seconds += _roofline(device, size, load.tokens * model.hidden_size * size, 0)
     if part.samples and load.sampled:
         head = part.vocab * model.hidden_size
-        seconds += _roofline(device, size, head * size, 2 * head * load.sampled)
+        screened = load.sampled <= _SCREENED_ROWS and screen_bytes(model, stored, part, device.kind) > 0
+        seconds += _roofline(device, size, head * (_EIGHT_BITS if screened else size), 2 * head * load.sampled)
     return seconds
 
 

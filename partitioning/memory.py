@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from partitioning.costs import Slice, kv_token_bytes, reserve_bytes, weight_bytes
+from partitioning.costs import Slice, kv_token_bytes, reserve_bytes, screen_bytes, weight_bytes
 from partitioning.layout import RankLayout, StageLayout
 from partitioning.model_spec import ModelSpec
 from partitioning.plan import PlanError
@@ -36,8 +36,11 @@ class MemoryShortError(PlanError):
 def room_bytes(model: ModelSpec, settings: PlanSettings, part: Slice, device: DeviceSpec) -> int:
     """Bytes a rank has left for its KV cache; negative when not even the weights fit."""
     usable = int(device.memory_bytes * settings.memory_fraction)
-    reserve = reserve_bytes(model, settings.dtype, part, device.kind, settings.max_batch_tokens)
-    return usable - reserve - weight_bytes(model, settings.stored, part)
+    return usable - _reserve(model, settings, part, device) - weight_bytes(model, settings.stored, part)
+
+
+def _reserve(model: ModelSpec, settings: PlanSettings, part: Slice, device: DeviceSpec) -> int:
+    return reserve_bytes(model, settings.dtype, settings.stored, part, device.kind, settings.max_batch_tokens)
 
 
 def kv_blocks(model: ModelSpec, settings: PlanSettings, stages: Sequence[StageLayout]) -> int:
@@ -74,7 +77,7 @@ def check_memory(model: ModelSpec, settings: PlanSettings, stages: Sequence[Stag
     rank, draft = layouts[worst], drafts[worst]
     weights = weight_bytes(model, settings.stored, rank.part)
     kv = kv_token_bytes(model, settings.cached, rank.part) * tokens
-    reserve = reserve_bytes(model, settings.dtype, rank.part, rank.device.kind, settings.max_batch_tokens)
+    reserve = _reserve(model, settings, rank.part, rank.device)
     usable = int(rank.device.memory_bytes * settings.memory_fraction)
     drafting = draft.weights + draft.token * tokens
     beside = f", {gigabytes(drafting)} for the model that guesses" if drafting else ""
@@ -106,8 +109,10 @@ def _draft_needs(settings: PlanSettings, stages: Sequence[StageLayout]) -> _Draf
     draft = settings.draft
     if draft is None or not draft.apart(sum(len(stage.ranks) for stage in stages)):
         return _NOTHING
+    kind = stages[0].ranks[0].device.kind
     return _Draft(
-        weight_bytes(draft.model, settings.stored, draft.whole),
+        weight_bytes(draft.model, settings.stored, draft.whole)
+        + screen_bytes(draft.model, settings.stored, draft.whole, kind),
         kv_token_bytes(draft.model, settings.cached, draft.whole),
     )
 

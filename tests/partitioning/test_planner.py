@@ -214,8 +214,8 @@ def test_a_draft_model_takes_its_memory_from_the_first_rank() -> None:
         assert with_draft < without
         assert with_draft * token + weights < room
     with pytest.raises(PlanError, match=r"for the model that guesses"):
-        make_plan(SMOLLM2, "m", host(1, 0.75), drafting, tp=1, pp=1)
-    make_plan(SMOLLM2, "m", host(1, 0.75), plain, tp=1, pp=1)
+        make_plan(SMOLLM2, "m", host(1, 0.79), drafting, tp=1, pp=1)
+    make_plan(SMOLLM2, "m", host(1, 0.79), plain, tp=1, pp=1)
 
 
 def test_an_early_exit_takes_memory_only_where_the_rank_has_not_the_whole_model() -> None:

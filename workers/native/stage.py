@@ -20,6 +20,7 @@ from workers.model.weights import LayerWeights, Matrix, WeightReader
 from workers.native.calls import GroupCalls
 from workers.native.drawing import NativeDrawing
 from workers.native.interface import declare
+from workers.native.screen import Screen, ScreenOf
 from workers.native.team import Team
 from workers.native.weights import PackedWeight, padded_to_lanes
 from workers.request import EngineConfig
@@ -131,7 +132,12 @@ class NativeStage:
         self._team: Team = _team(native, plan) if beside is None else beside._team
         self.drawing = NativeDrawing(native, self._team, rank.vocab, plan.model.vocab_size, group)
         shape = self._shape(plan, rank, config)
-        self._stage: int | None = native.phx_stage_new(ctypes.byref(shape), layers, len(layers), embedding, norm, head)
+        screen = ScreenOf()
+        if head is not None and isinstance(ends.head, Tensor):
+            screen = self._keep(Screen(native, ends.head)).native
+        self._stage: int | None = native.phx_stage_new(
+            ctypes.byref(shape), layers, len(layers), embedding, norm, head, ctypes.byref(screen)
+        )
         if self._stage is None:
             raise MemoryError("no memory for KV cache and activations; lower kv_cache_tokens or max_batch_tokens")
 

@@ -13,34 +13,50 @@ from workers.model.weights import Matrix
 
 LANES = 16  # outputs of a panel
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1}
-_CODES = {8: 2, 4: 3}
+EIGHT_BITS = 2
+_CODES = {8: EIGHT_BITS, 4: 3}
 _CHANNELS = 4
 _MOST_KEPT = 11 / 16  # of a sparse panel's values: a bit for each and these are three quarters of all
 
 
-class PackedWeight:
-    """A matrix, or several of one kind whose panels of 16 outputs take turns; lives as long as this object. One of
-    bfloat16 may be `sparse`: then zeros are left out where that is quick and they are many; `kept` is how many values a
-    panel then has room for, else 0."""
+class NativeWeight:
+    """Room for panels of one format; lives as long as this object."""
 
-    def __init__(self, native: ctypes.CDLL, parts: Sequence[Matrix], sparse: bool = True) -> None:
+    def __init__(
+        self,
+        native: ctypes.CDLL,
+        kind: int,
+        outputs: int,
+        inputs: int,
+        panels: int,
+        kept: int = 0,
+        offsets: bool = False,
+    ) -> None:
         self._native = native
-        first = parts[0]
-        outputs, inputs = first.shape
-        panels = -(-outputs // LANES) * len(parts)
-        offsets = isinstance(first, Quantised) and first.offsets is not None
-        kind = _kind(first)
-        self.kept = _kept(parts) if sparse and native.phx_skips_zeros() else 0
-        self.address: int | None = native.phx_weight_new(kind, outputs * len(parts), inputs, panels, self.kept, offsets)
+        self.address: int | None = native.phx_weight_new(kind, outputs, inputs, panels, kept, offsets)
         if self.address is None:
             raise MemoryError(f"no memory for a weight of {panels * LANES} × {inputs} values")
-        for number, part in enumerate(parts):
-            assert part.shape == first.shape
-            self._pack(part, number, len(parts))
 
     def __del__(self) -> None:
         if getattr(self, "address", None) is not None:
             self._native.phx_weight_free(self.address)
+
+
+class PackedWeight(NativeWeight):
+    """A matrix, or several of one kind whose panels of 16 outputs take turns. One of
+    bfloat16 may be `sparse`: then zeros are left out where that is quick and they are many; `kept` is how many values a
+    panel then has room for, else 0."""
+
+    def __init__(self, native: ctypes.CDLL, parts: Sequence[Matrix], sparse: bool = True) -> None:
+        first = parts[0]
+        outputs, inputs = first.shape
+        panels = -(-outputs // LANES) * len(parts)
+        offsets = isinstance(first, Quantised) and first.offsets is not None
+        self.kept = _kept(parts) if sparse and native.phx_skips_zeros() else 0
+        super().__init__(native, _kind(first), outputs * len(parts), inputs, panels, self.kept, offsets)
+        for number, part in enumerate(parts):
+            assert part.shape == first.shape
+            self._pack(part, number, len(parts))
 
     def _pack(self, part: Matrix, first: int, step: int) -> None:
         rows, native = part.shape[0], self._native

@@ -93,16 +93,25 @@ struct KeepBest {
     long columns;
 
     PHX_INLINE void operator()(long m, long n, F32 x) const {
-        I32 hash = set1(0);
-        F32 most = x;
-        if (scores[m].random()) {
-            hash = scores[m].hash(load(keys + n));
-            most = scores[m].bound(x, hash);
-        }
+        I32 hash;
+        const F32 most = bound(m, n, x, hash);
         if (any_above(most, values[m])) compare(m, n, x, most, hash);
     }
 
+    // Whether one of these logits may score above a limit.
+    PHX_INLINE bool above(float limit, long m, long n, F32 x) const {
+        I32 hash;
+        return any_above(bound(m, n, x, hash), limit);
+    }
+
   private:
+    PHX_INLINE F32 bound(long m, long n, F32 x, I32& hash) const {
+        hash = set1(0);
+        if (!scores[m].random()) return x;
+        hash = scores[m].hash(load(keys + n));
+        return scores[m].bound(x, hash);
+    }
+
     __attribute__((noinline)) void compare(long m, long n, F32 x, F32 most, I32 hash) const {
         float logits[LANES], bounds[LANES];
         int32_t hashes[LANES];

@@ -283,18 +283,23 @@ struct Pieces {
     }
 };
 
+// The panels of few rows from `first` to `end` - 1.
+template <class A, class Finish>
+void panels_of(const A& a, long rows, const Weight& w, long first, long end, Finish& finish) {
+    switch (rows) {
+        case 1: return finish_panels<1>(a, w, first, end, finish);
+        case 2: return finish_panels<2>(a, w, first, end, finish);
+        case 3: return finish_panels<3>(a, w, first, end, finish);
+        default: return finish_panels<FEW_ROWS>(a, w, first, end, finish);
+    }
+}
+
 template <class A, class Finish>
 void product_of_few(Team& team, int thread, const A& a, long rows, const Weight& w, Finish& finish) {
     const long unit = Finish::PAIRS ? 2 : 1;
     const Pieces pieces(w.panels / unit, team.size());
     for (long piece = thread; pieces.begin(piece) < pieces.count; piece = team.size() + team.claim(1)) {
-        const long first = pieces.begin(piece) * unit, end = pieces.begin(piece + 1) * unit;
-        switch (rows) {
-            case 1: finish_panels<1>(a, w, first, end, finish); break;
-            case 2: finish_panels<2>(a, w, first, end, finish); break;
-            case 3: finish_panels<3>(a, w, first, end, finish); break;
-            default: finish_panels<FEW_ROWS>(a, w, first, end, finish); break;
-        }
+        panels_of(a, rows, w, pieces.begin(piece) * unit, pieces.begin(piece + 1) * unit, finish);
     }
 }
 

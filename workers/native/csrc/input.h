@@ -67,6 +67,15 @@ struct Input {
         }
     }
 
+    // One panel of it, for few rows and weights that are not quantised.
+    template <class Finish> void panel(long rows, const Weight& w, long n, Finish finish) const {
+        if (w.format == Format::BFloat16) {
+            panels_of(as<bf16>(rows), rows, w, n, n + 1, finish);
+        } else {
+            panels_of(as<float>(rows), rows, w, n, n + 1, finish);
+        }
+    }
+
   private:
     template <class T> static void put_as(const Rows<T>& to, long m, const float* x, long size) {
         for (long i = 0; i < size; i += LANES) to.put(m, i, load(x + i), size - i);

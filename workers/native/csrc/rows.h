@@ -161,8 +161,9 @@ template <int BITS> struct GroupRows {
     Tiles tiles;
     long groups() const { return depth / GROUP; }
 
-    // Row m from `size` floats, filled up with zeros.
-    void quantise(const float* x, long size, long m) const {
+    // Row m from `size` floats, filled up with zeros. Returns the sum of the squares of what rounding changed.
+    float quantise(const float* x, long size, long m) const {
+        F32 lost = zero();
         const long tile = tiles.of(m), first = tiles.begin(tile), height = tiles.height(tile);
         Value* to = codes + first * depth + (m - first) * 4;
         for (long group = 0, place = first * groups() + m - first; group < groups(); ++group, place += height) {
@@ -181,9 +182,12 @@ template <int BITS> struct GroupRows {
             for (long k = 0; k < GROUP; k += 4, to += height * 4) std::memcpy(to, row + k, 4 * sizeof(Value));
             const int32_t total = sum(add(both[0], both[1]));
             scales[place] = most / 127.0f;
+            const F32 off[2] = {fma(to_float(both[0]), set1(-scales[place]), low), fma(to_float(both[1]), set1(-scales[place]), high)};
+            lost = fma(off[0], off[0], fma(off[1], off[1], lost));
             weighted[place] = scales[place] * float(total);
             starts[place] = -centre(BITS) * total;
         }
+        return sum(lost);
     }
 };
 

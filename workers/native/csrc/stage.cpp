@@ -6,6 +6,7 @@
 #include "finish.h"
 #include "input.h"
 #include "passes.h"
+#include "screen.h"
 
 using namespace phx;
 
@@ -20,7 +21,7 @@ namespace {
 template <class T, class S> class Stage final : public PhxStage {
   public:
     Stage(const PhxShape& shape, const PhxLayer* layers, long count, const Weight* embedding, const float* norm,
-          const Weight* head)
+          const Weight* head, const PhxScreen& screen)
         : s(shape), layers_(layers, layers + count), embedding_(embedding), norm_(norm), head_(head),
           team_(*shape.team),
           width_(round_up(shape.hidden, LANES)), depth_(round_up(shape.head_dim, LANES)),
@@ -31,7 +32,8 @@ template <class T, class S> class Stage final : public PhxStage {
           partial_(shape.ranks > 1 ? shape.max_tokens * width_ : 1), qkv_(shape.max_tokens * qkv_width_),
           queries_(shape.max_tokens * shape.heads * depth_), input_(shape.max_tokens, shape.hidden),
           mixed_(shape.max_tokens, shape.heads * shape.head_dim), gated_(shape.max_tokens, shape.mlp),
-          floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)), best_(team_.size()) {
+          floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)), best_(team_.size()),
+          screen_(screen, team_.size()) {
         const CacheShape cache{s.kv_blocks, s.block_size, s.kv_heads, s.head_dim};
         const long size = Cache<S>::size(cache);
         kept_ = Buffer<S>(2 * count * size);
@@ -71,7 +73,11 @@ template <class T, class S> class Stage final : public PhxStage {
             for (long back = row[3]; back > 0; --back) sampled_.push_back(first - back);
         }
         passes_.plan(chunks_);
-        if (step.draws != nullptr) best_.expect(step.draws, nullptr, long(sampled_.size()));
+        narrows_ = step.hidden_out == nullptr && 2 * long(sampled_.size()) <= tokens_, narrowed_ = false;
+        const long samples = long(sampled_.size());
+        if (step.draws == nullptr) return;
+        best_.expect(step.draws, nullptr, samples);
+        if (screen_.serves(samples)) screen_.expect(step.draws, samples);
     }
 
     bool few(long rows) const { return rows <= FEW_ROWS; }
@@ -175,8 +181,17 @@ template <class T, class S> class Stage final : public PhxStage {
         if (s.ranks > 1) reduce(thread);
     }
 
+    // These panels of queries, keys and values.
+    void project(long layer, long first, long end, int thread) {
+        const PhxLayer& l = layers_[layer];
+        const Input& in = normed(tokens_, nullptr, l.attention_norm, *l.qkv, thread);
+        const float* bias = l.qkv_bias == nullptr ? nullptr : l.qkv_bias + first * LANES;
+        in.product(team_, thread, tokens_, l.qkv->part(first, end), StoreRows{qkv_.get() + first * LANES, qkv_width_, bias});
+        team_.barrier();
+    }
+
     // Rotates queries and keys, and puts keys and values into the cache.
-    void place(long layer, int thread) {
+    template <bool QUERIES, bool KEYS> void place(long layer, int thread) {
         const PhxLayer& l = layers_[layer];
         const Cache<S>& cache = caches_[layer];
         const long dim = s.head_dim, half = dim / 2;
@@ -187,7 +202,7 @@ template <class T, class S> class Stage final : public PhxStage {
             const long position = chunk.position + m - chunk.first;
             const float *cos = s.cos + position * half, *sin = s.sin + position * half;
             float* qkv = qkv_.get() + m * qkv_width_;
-            for (long head = 0; head < s.heads; ++head) {
+            for (long head = 0; QUERIES && head < s.heads; ++head) {
                 float* q = qkv + head * dim;
                 if (l.query_norm) normalise(q, l.query_norm, s.eps, dim, q);
                 rotate(q, cos, sin, dim);
@@ -195,7 +210,7 @@ template <class T, class S> class Stage final : public PhxStage {
                 for (long d = 0; d < dim; d += LANES) keep(to + d, load_some(q + d, dim - d), T{});
             }
             const long block = chunk.table[position / s.block_size], offset = position % s.block_size;
-            for (long head = 0; head < s.kv_heads; ++head) {
+            for (long head = 0; KEYS && head < s.kv_heads; ++head) {
                 std::memcpy(key, qkv + (s.heads + head) * dim, dim * 4);
                 if (l.key_norm) normalise(key, l.key_norm, s.eps, dim, key);
                 rotate(key, cos, sin, dim);
@@ -256,11 +271,14 @@ template <class T, class S> class Stage final : public PhxStage {
     bool attention(long layer, int thread) {
         const PhxLayer& l = layers_[layer];
         if (s.heads == 0) return add_product(nullptr, nullptr, thread);
-        const Input& in = normed(tokens_, nullptr, l.attention_norm, *l.qkv, thread);
-        in.product(team_, thread, tokens_, *l.qkv, StoreRows{qkv_.get(), qkv_width_, l.qkv_bias});
-        team_.barrier();
-        place(layer, thread);
         const long size = s.heads * s.head_dim;
+        if (narrowed_) {
+            project(layer, 0, (size + LANES - 1) / LANES, thread);
+            place<true, false>(layer, thread);
+        } else {
+            project(layer, 0, l.qkv->panels, thread);
+            place<true, true>(layer, thread);
+        }
         if (l.out->quantised()) {
             float* out = floats_.get();
             attend_all(layer, [=](long m, long k, F32 x, long some) { store_some(out + m * size + k, x, some); }, thread);
@@ -275,6 +293,31 @@ template <class T, class S> class Stage final : public PhxStage {
     }
     template <class Out> void attend_into(long layer, const Rows<Out>& out, int thread) {
         attend_all(layer, [=](long m, long k, F32 x, long some) { out.put(m, k, x, some); }, thread);
+    }
+
+    // Behind the last layer only those tokens count that another one is sampled after, so of the others it needs keys and
+    // values alone. When these are there, the step goes on as one of the sampled tokens.
+    void narrow(long layer, int thread) {
+        if (s.heads > 0) {
+            project(layer, s.heads * s.head_dim / LANES, layers_[layer].qkv->panels, thread);
+            place<false, true>(layer, thread);
+        }
+        if (thread == 0) gather_sampled();
+        team_.barrier();
+    }
+    void gather_sampled() {
+        std::vector<Chunk> chunks;
+        long before = -1;
+        for (long i = 0; i < long(sampled_.size()); ++i) {
+            const long token = sampled_[i], of = chunk_of_[token];
+            const Chunk& chunk = chunks_[of];
+            std::memcpy(x_.get() + i * width_, x_.get() + token * width_, width_ * sizeof(float));
+            if (of != before) chunks.push_back({i, 0, chunk.position + token - chunk.first, chunk.table});
+            ++chunks.back().count;
+            before = of, sampled_[i] = i, chunk_of_[i] = long(chunks.size()) - 1;
+        }
+        chunks_ = std::move(chunks), tokens_ = long(sampled_.size()), narrowed_ = true;
+        passes_.plan(chunks_);
     }
 
     bool mlp(long layer, int thread) {
@@ -303,7 +346,9 @@ template <class T, class S> class Stage final : public PhxStage {
         }
         const long samples = long(sampled_.size());
         if (samples == 0) return;
-        if (head_ != nullptr) {
+        if (step.draws != nullptr && screen_.serves(samples)) {
+            screen(samples, thread);
+        } else if (head_ != nullptr) {
             const Input& in = normed(samples, sampled_.data(), norm_, *head_, thread);
             if (step.logits != nullptr) {
                 in.product(team_, thread, samples, *head_, StoreLogits{step.logits, step.logits_stride, s.vocab});
@@ -319,10 +364,30 @@ template <class T, class S> class Stage final : public PhxStage {
         });
     }
 
+    // The best of few rows' logits, of which most are not computed.
+    void screen(long rows, int thread) {
+        const float rounding = head_->format == Format::BFloat16 ? 0x1p-9f : 0;
+        Screen::Row about[FEW_ROWS];
+        float* row = row_[thread].get();
+        std::fill(row + s.hidden, row + width_, 0.0f);
+        for (long m = 0; m < rows; ++m) {
+            normalise(x_.get() + sampled_[m] * width_, norm_, s.eps, s.hidden, row);
+            about[m] = screen_.put(few_[thread], m, rows, row, s.hidden, rounding);
+        }
+        screen_.limit(team_, thread, few_[thread], rows, about, s.token_keys, s.vocab);
+        team_.barrier();
+        const Input& in = normed(rows, sampled_.data(), norm_, *head_, thread);
+        screen_.each_possible(team_, rows, s.token_keys, s.vocab, [&](long panel) {
+            in.panel(rows, *head_, panel, best_.keep(thread, s.token_keys, s.vocab));
+        });
+    }
+
     void forward(const PhxStep& step, int thread) {
         enter(step, thread);
         if (status_ != 0) return;
         for (long layer = 0; layer < step.layers; ++layer) {
+            if (narrows_ && layer + 1 == step.layers) narrow(layer, thread);
+            if (tokens_ == 0) break;
             if (!attention(layer, thread) || !mlp(layer, thread)) return;
         }
         leave(step, thread);
@@ -350,8 +415,10 @@ template <class T, class S> class Stage final : public PhxStage {
     std::vector<AttentionScratch<T, S>> scratch_;
     std::vector<Buffer<float>> row_;
     Best best_;
+    Screen screen_;
 
     long tokens_ = 0;                     // of this step
+    bool narrows_ = false, narrowed_ = false;
     std::vector<Chunk> chunks_;
     std::vector<long> chunk_of_, sampled_;
 };
@@ -361,10 +428,10 @@ template <class T, class S> class Stage final : public PhxStage {
 extern "C" {
 
 PhxStage* phx_stage_new(const PhxShape* shape, const PhxLayer* layers, long count, const Weight* embedding,
-                        const float* norm, const Weight* head) {
+                        const float* norm, const Weight* head, const PhxScreen* screen) {
     try {
         const auto stage = [&](auto activation, auto kept) -> PhxStage* {
-            return new Stage<decltype(activation), decltype(kept)>(*shape, layers, count, embedding, norm, head);
+            return new Stage<decltype(activation), decltype(kept)>(*shape, layers, count, embedding, norm, head, *screen);
         };
         if (shape->float32) return shape->int8_cache ? stage(float{}, int8_t{}) : stage(float{}, float{});
         return shape->int8_cache ? stage(bf16{}, int8_t{}) : stage(bf16{}, bf16{});

@@ -39,6 +39,12 @@ struct PhxLayer {
     long window;
 };
 
+// A copy of the head in 8 bits, or null: see screen.h.
+struct PhxScreen {
+    const phx::Weight* copy;
+    const float *lost, *length;  // [vocab, padded to 16]: of the weights w and their copy c, |w - c| and |w - c| + |c|
+};
+
 struct PhxStep {
     const int32_t* rows;     // [sequences, 4]: slot, position, tokens, after how many of the last one is sampled
     long sequences;
@@ -57,7 +63,7 @@ struct PhxStep {
 };
 
 PhxStage* phx_stage_new(const PhxShape* shape, const PhxLayer* layers, long count, const phx::Weight* embedding,
-                        const float* norm, const phx::Weight* head);
+                        const float* norm, const phx::Weight* head, const PhxScreen* screen);
 void phx_stage_free(PhxStage* stage);
 // 0, or what the reducer returned.
 int phx_stage_run(PhxStage* stage, const PhxStep* step);

@@ -1,10 +1,12 @@
 #include "weight.h"
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
 #include <new>
 
 #include "pages.h"
+#include "rows.h"
 
 using namespace phx;
 
@@ -103,6 +105,45 @@ void pack_halves(Weight& w, const uint8_t* from, long panel, long lane) {
     for (long k = 0; k < w.inputs; ++k) to[k / 8 * LANES * 4 + k % 4] |= uint8_t(from[k] << (k % 8 < 4 ? 0 : 4));
 }
 
+// The nearest half of what is neither negative nor above the largest.
+f16 to_half(float x) {
+    if (x < 0x1p-14f) return f16(std::lrint(x * 0x1p24f));
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return f16((bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13);
+}
+
+// Centred codes of 8 bits in groups.
+template <class T> void round_to_bytes(Weight& w, const T* source, long rows, float* lost, float* length) {
+    constexpr float LARGEST_HALF = 65504, MOST = 127;
+    const F32 centred = set1(float(centre(8)));
+    for (long row = 0; row < rows; ++row) {
+        F32 changed = zero(), kept = zero();
+        for (long first = 0; first < w.inputs; first += GROUP) {
+            float values[GROUP] = {};
+            const T* from = source + row * w.inputs + first;
+            for (long k = 0; k < std::min(GROUP, w.inputs - first); ++k) values[k] = widen(from[k]);
+            const F32 x[2] = {load(values), load(values + LANES)};
+            const float most = largest(max(max(x[0], sub(zero(), x[0])), max(x[1], sub(zero(), x[1]))));
+            const f16 half = to_half(std::min(most / MOST, LARGEST_HALF));
+            const float scale = half_to_float(half);
+            uint8_t codes[GROUP];
+            for (int i = 0; i < 2; ++i) {
+                const F32 steps = mul(x[i], set1(scale > 0 ? 1 / scale : 0));
+                const I32 code = to_int(max(min(steps, set1(MOST)), set1(-MOST)));
+                const F32 made = mul(to_float(code), set1(scale)), off = sub(x[i], made);
+                changed = fma(off, off, changed), kept = fma(made, made, kept);
+                store_bytes(reinterpret_cast<int8_t*>(codes) + i * LANES, to_int(add(to_float(code), centred)));
+            }
+            const long panel = row / LANES, lane = row % LANES;
+            w.scales[(panel * w.groups() + first / GROUP) * LANES + lane] = half;
+            char* to = w.data + panel * w.panel_bytes() + (first * LANES + lane * 4);
+            for (long k = 0; k < GROUP; k += 4) std::memcpy(to + k * LANES, codes + k, 4);
+        }
+        lost[row] = std::sqrt(sum(changed)), length[row] = std::sqrt(sum(kept));
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -167,6 +208,14 @@ void phx_weight_pack_channels(Weight* weight, const uint8_t* codes, const float*
         pack_bytes(*weight, codes + row * weight->inputs, panel, lane);
         weight->channels[panel * LANES + lane] = scales[row];
     }
+}
+
+void phx_weight_round_f32(Weight* weight, const float* source, long rows, float* lost, float* length) {
+    round_to_bytes(*weight, source, rows, lost, length);
+}
+
+void phx_weight_round_bf16(Weight* weight, const uint16_t* source, long rows, float* lost, float* length) {
+    round_to_bytes(*weight, source, rows, lost, length);
 }
 
 }  // extern "C"

@@ -44,6 +44,16 @@ struct Weight {
     }
     const char* panel(long n) const { return data + n * panel_bytes(); }
 
+    // Panels `first` to `end` - 1.
+    Weight part(long first, long end) const {
+        Weight w = *this;
+        w.panels = end - first, w.data += first * panel_bytes();
+        if (scales != nullptr) w.scales += first * groups() * LANES;
+        if (offsets != nullptr) w.offsets += first * groups() * LANES;
+        if (channels != nullptr) w.channels += first * LANES;
+        return w;
+    }
+
     // Fetches scales and offsets of `count` panels.
     void prefetch_tables(long n, long count) const {
         const long first = n * groups() * LANES, last = first + count * groups() * LANES;
@@ -78,4 +88,8 @@ void phx_weight_pack_bf16(phx::Weight* weight, const uint16_t* source, long rows
 void phx_weight_pack_codes(phx::Weight* weight, const uint8_t* codes, const uint16_t* scales, const uint16_t* offsets,
                            long rows, long first, long step);
 void phx_weight_pack_channels(phx::Weight* weight, const uint8_t* codes, const float* scales, long rows, long first, long step);
+// Rounds rows of floats to 8 bits in groups; `lost` and `length` [rows] get the length of what that changes and of what is
+// kept.
+void phx_weight_round_f32(phx::Weight* weight, const float* source, long rows, float* lost, float* length);
+void phx_weight_round_bf16(phx::Weight* weight, const uint16_t* source, long rows, float* lost, float* length);
 }
