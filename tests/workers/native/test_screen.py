@@ -88,7 +88,7 @@ def test_a_copy_knows_how_far_off_it_is(native: ctypes.CDLL, shape: tuple[int, i
     native.phx_product(screen.native.copy, ones.data_ptr(), shape[1], copy.data_ptr(), 1, 1)
     copy = copy.T.double() / 127
     lost = (head.double() - copy).norm(dim=1)
-    assert (lost < 0.03 * head.double().norm(dim=1) + 1e-6).all()
+    assert (lost < 0.01 * head.double().norm(dim=1) + 2e-6).all()
     for found, least in ((screen.lost, lost), (screen.length, lost + copy.norm(dim=1))):
         assert (found[: len(head)] >= least).all()
         torch.testing.assert_close(found[: len(head)].double(), least, rtol=1e-4, atol=1e-12)
