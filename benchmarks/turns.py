@@ -4,9 +4,10 @@ same host do to one they do to all.
 python -m benchmarks.turns HF_FOLDER [--vllm PYTHON] [--llama PYTHON --gguf FILE] [--w8a8 FOLDER] [--turns N]
     [--only ENGINE]... [--out benchmarks/results/NAME]
 
-Engines and workloads are those of benchmarks/compare.py, which also measures memory and the machine's limits. An engine
+Engines and workloads are those of benchmarks/compare.py, which also measures memory and the control plane. An engine
 that is not asked sleeps; half a second before each question is for threads that spin a while before they do. Ratios are
-taken within a turn; of rates the median over the turns is printed, and the best of any.
+taken within a turn; of rates the median over the turns is printed, and the best of any. What the machine can do
+(benchmarks/limits.py) is measured at the beginning of every turn.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.engines import Gguf, Llama, Model, Only, Out, Vllm, W8a8, engines, start
+from benchmarks.engines import THREADS, Gguf, Llama, Model, Only, Out, Vllm, W8a8, engines, run, start
 from benchmarks.measured import Line, Measured, verdicts
 from benchmarks.verdict import table
 from benchmarks.workload import WARM_UP, WORKLOADS, Workload
 
 _PAUSE_S = 0.5
+_LIMITS = {
+    "GB/s read": "read_gb_s",
+    "GFLOP/s in bf16 products": "bf16_gflop_s",
+    "GFLOP/s of float32 in registers": "float32_registers_gflop_s",
+    "GOP/s of 8 bits in registers": "int8_registers_gop_s",
+}
 
 
 def main(
@@ -50,8 +57,10 @@ def main(
             for workload in WORKLOADS:
                 _ask(running[name], workload, WARM_UP)
         rounds: list[dict[str, list[Line]]] = []
+        limits: list[Line] = []
         for turn in range(turns):
             print(f"turn {turn + 1} of {turns}", file=sys.stderr, flush=True)
+            limits += run(sys.executable, "-m", "benchmarks.limits", str(THREADS))
             lines: dict[str, list[Line]] = {name: [] for name in running}
             for workload in WORKLOADS:
                 for name, process in running.items():
@@ -59,10 +68,12 @@ def main(
                     lines[name].append(_ask(process, workload, turn))
             rounds.append(lines)
     measured = Measured(rounds, (), {name: engine.model for name, engine in chosen.items()}, 0, 0)
-    text = f"{_rates(measured)}\n\n{table(verdicts(measured))}\n"
+    text = f"{_rates(measured)}\n\n{_meanwhile(limits)}\n\n{table(verdicts(measured))}\n"
     if out is not None:
         out.with_suffix(".md").write_text(text, encoding="utf-8")
-        out.with_suffix(".json").write_text(json.dumps({"turns": rounds}, indent=1) + "\n", encoding="utf-8")
+        out.with_suffix(".json").write_text(
+            json.dumps({"limits": limits, "turns": rounds}, indent=1) + "\n", encoding="utf-8"
+        )
     print(text)
 
 
@@ -87,6 +98,15 @@ def _rates(measured: Measured) -> str:
             cells.append(f"{median(each):.1f} ({max(each):.1f})")
         rows.append(f"| {engine} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _meanwhile(limits: list[Line]) -> str:
+    """The machine's limits, the median of the turns and the range."""
+    parts = []
+    for name, key in _LIMITS.items():
+        each = [limit[key] for limit in limits]
+        parts.append(f"{median(each):.0f} {name} ({min(each):.0f} to {max(each):.0f})")
+    return f"The machine meanwhile: {', '.join(parts)}."
 
 
 if __name__ == "__main__":

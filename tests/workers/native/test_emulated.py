@@ -24,6 +24,7 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-pthread")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # the library without optimisation, then all tests with instructions written out
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="what is emulated takes the place of AVX2")
 @pytest.mark.parametrize("level", LEVEL_FLAGS)
 def test_code_for_other_processors_passes_the_same_tests(level: str, tmp_path: Path) -> None:
