@@ -366,7 +366,7 @@ template <class T, class S> class Stage final : public PhxStage {
 
     // The best of few rows' logits, of which most are not computed.
     void screen(long rows, int thread) {
-        const float rounding = head_->format == Format::BFloat16 ? 0x1p-9f : 0;
+        const float rounding = head_->format == Format::BFloat16 ? 0x1p-8f : 0;  // half of the last of 8 bits
         Screen::Row about[FEW_ROWS];
         float* row = row_[thread].get();
         std::fill(row + s.hidden, row + width_, 0.0f);
