@@ -114,7 +114,7 @@ class Pacer:
 
 
 def _about(sequences: int) -> int:
-    """The first three bits of a number: where arithmetic bounds a step, seven sequences take half as long again as four,
-    which would be taken for the cost of a prompt's tokens."""
+    """The first three bits of a number. By fewer bits the time that seven sequences take more than four would pass for
+    that of a prompt's tokens."""
     shift = max(0, sequences.bit_length() - 3)
     return sequences >> shift << shift
