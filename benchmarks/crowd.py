@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,35 +23,34 @@ from typing import Annotated
 import typer
 
 from benchmarks.techniques.engine import generate, plan_of, replica_of
+from benchmarks.techniques.options import Also, Only, chosen
 from benchmarks.techniques.peer import Transformers
-from benchmarks.techniques.rows import AS_IT_IS, BASELINE, ROWS, Row
-from benchmarks.workload import WARM_UP, Times, Workload
+from benchmarks.techniques.rows import AS_IT_IS, BASELINE, ROWS
+from benchmarks.techniques.speed import Generate
+from benchmarks.workload import WARM_UP, Workload
 
 _CROWDS = (1, 2, 4, 8, 16, 32)
 _PROMPT, _OUTPUT = 128, 64
 _PAUSE_S = 0.1  # for threads that look for work before they sleep
 
-Generate = Callable[[Sequence[Sequence[int]], int, float], tuple[list[list[int]], Times]]
 Rates = dict[str, dict[int, list[float]]]  # by row and sequences, of every round
 
 
 def main(
     model: Annotated[Path, typer.Argument(help="A Hugging Face folder.", exists=True)],
-    only: Annotated[list[str] | None, typer.Option(help="These rows alone, and the baseline; may repeat.")] = None,
-    also: Annotated[list[str] | None, typer.Option(help="A further checkpoint, NAME=FOLDER; may repeat.")] = None,
+    only: Only = None,
+    also: Also = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write tables (.md) and figures (.json).")] = None,
 ) -> None:
     threads = os.cpu_count() or 1
-    further = [Row(name, folder, weights="auto") for name, _, folder in (each.partition("=") for each in also or ())]
-    known = [row for row in ROWS if row.checkpoint == AS_IT_IS and row.engine == "phalanx" and not row.within_budget]
-    if unknown := set(only or ()) - {row.name for row in known}:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(row.name for row in known)}")
-    rows = [row for row in known if row.name in only] if only else known
+    rows = chosen([row for row in ROWS if row.checkpoint == AS_IT_IS and not row.within_budget], only, also)
     with ExitStack() as stack:
         peer = Transformers(model, threads)
         engines: dict[str, Generate] = {BASELINE: peer.generate}
-        for row in [*rows, *further]:
+        for row in rows:
+            if row.name == BASELINE:
+                continue
             path = model if row.checkpoint == AS_IT_IS else Path(row.checkpoint)
             plan = plan_of(row, path, threads, _PROMPT + _OUTPUT, max(_CROWDS) * (_PROMPT + _OUTPUT + 16))
             engines[row.name] = partial(generate, stack.enter_context(replica_of(row, plan, _PROMPT + _OUTPUT)))

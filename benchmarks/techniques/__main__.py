@@ -19,10 +19,11 @@ import typer
 
 from benchmarks.techniques import questions
 from benchmarks.techniques.checkpoints import Checkpoints
+from benchmarks.techniques.options import Also, Only, chosen
 from benchmarks.techniques.quality import Qualities
 from benchmarks.techniques.report import report
 from benchmarks.techniques.results import Results
-from benchmarks.techniques.rows import BASELINE, ROWS, Row
+from benchmarks.techniques.rows import ROWS
 from benchmarks.techniques.run import Run
 from cluster.models import resolve_model
 
@@ -32,8 +33,8 @@ FILE = "techniques.json"
 def main(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder, a GGUF file or a known name.")],
     out: Annotated[Path, typer.Option(help="The folder for checkpoints, results and pictures.")],
-    only: Annotated[list[str] | None, typer.Option(help="These rows alone, and the baseline; may repeat.")] = None,
-    also: Annotated[list[str] | None, typer.Option(help="A further checkpoint, NAME=FOLDER; may repeat.")] = None,
+    only: Only = None,
+    also: Also = None,
     rounds: Annotated[int, typer.Option(min=0)] = 3,
     price_per_hour: Annotated[float | None, typer.Option(help="Of this machine, for the cost of tokens.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
@@ -44,7 +45,7 @@ def main(
     speeds_anew: Annotated[bool, typer.Option("--speeds-anew", help="Measure all speeds again.")] = False,
 ) -> None:
     path = resolve_model(model)
-    rows = _rows(only or [], also or [])
+    rows = chosen(ROWS, only, also)
     out.mkdir(parents=True, exist_ok=True)
     asked = questions.load()[:count]
     try:
@@ -59,20 +60,6 @@ def main(
     for number in range(rounds):
         run.round(number, rows)
     report(results, rows, out, price_per_hour)
-
-
-def _rows(only: list[str], also: list[str]) -> list[Row]:
-    further = []
-    for one in also:
-        name, equals, folder = one.partition("=")
-        if not equals or not Path(folder).exists():
-            raise typer.BadParameter(f"--also {one} must be NAME=CHECKPOINT, a folder or a file that is there")
-        further.append(Row(name, checkpoint=str(Path(folder).resolve()), weights="auto"))
-    rows = [*ROWS, *further]
-    if unknown := set(only) - {row.name for row in rows}:
-        names = ", ".join(row.name for row in rows)
-        raise typer.BadParameter(f"no row {', '.join(sorted(unknown))}; there are {names}")
-    return [row for row in rows if not only or row.name in (BASELINE, *only)]
 
 
 if __name__ == "__main__":

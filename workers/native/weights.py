@@ -43,9 +43,9 @@ class NativeWeight:
 
 
 class PackedWeight(NativeWeight):
-    """A matrix, or several of one kind whose panels of 16 outputs take turns. One of
-    bfloat16 may be `sparse`: then zeros are left out where that is quick and they are many; `kept` is how many values a
-    panel then has room for, else 0."""
+    """A matrix, or several of one kind whose panels of 16 outputs take turns. One of bfloat16 may be `sparse`: then
+    zeros are left out where that is quick and they are many; `kept` is how many values a panel then has room for, else
+    0."""
 
     def __init__(self, native: ctypes.CDLL, parts: Sequence[Matrix], sparse: bool = True) -> None:
         first = parts[0]

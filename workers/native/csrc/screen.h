@@ -19,7 +19,10 @@ class Screen {
         float length, off;
     };
 
-    Screen(const PhxScreen& screen, int threads) : s_(screen), certain_(threads), most_(serves(1) ? FEW_ROWS * columns() : 0) {}
+    // `keys` [columns] of the outputs' tokens: see draw.h.
+    Screen(const PhxScreen& screen, const int32_t* keys, long columns, int threads)
+        : s_(screen), keys_(keys), columns_(columns), stride_(round_up(columns, LANES)), certain_(threads),
+          most_(serves(1) ? FEW_ROWS * stride_ : 0) {}
 
     bool serves(long rows) const { return s_.copy != nullptr && rows <= FEW_ROWS; }
 
@@ -37,20 +40,20 @@ class Screen {
     }
 
     // Finds the limits of all outputs. All threads meet before `each_possible`.
-    void limit(Team& team, int thread, const Input& in, long rows, const Row* about, const int32_t* keys, long columns) {
-        in.product(team, thread, rows, *s_.copy, Limits{certain_.keep(thread, keys, columns), about, s_, most_.get(), this->columns()});
+    void limit(Team& team, int thread, const Input& in, long rows, const Row* about) {
+        in.product(team, thread, rows, *s_.copy, Limits{certain_.keep(thread, keys_, columns_), about, s_, most_.get(), stride_});
     }
 
     // Calls work(panel) for those panels that may have a row's best output, in ascending order on each thread.
-    template <class Work> void each_possible(Team& team, long rows, const int32_t* keys, long columns, Work work) {
+    template <class Work> void each_possible(Team& team, long rows, Work work) {
         constexpr long SOME = 64;
         float limits[FEW_ROWS];
         certain_.merge([&](long m, float score, int32_t) { limits[m] = std::nextafter(score, NO_LOGIT); });
-        const KeepBest scores = certain_.keep(0, keys, columns);
+        const KeepBest scores = certain_.keep(0, keys_, columns_);
         const auto possible = [&](long panel) {
             const long n = panel * LANES;
             for (long m = 0; m < rows; ++m) {
-                if (scores.above(limits[m], m, n, load(most_.get() + m * this->columns() + n))) return true;
+                if (scores.above(limits[m], m, n, load(most_.get() + m * stride_ + n))) return true;
             }
             return false;
         };
@@ -78,11 +81,11 @@ class Screen {
             certain(m, n, sub(x, margin));
         }
     };
-    long columns() const { return s_.copy->panels * LANES; }
-
     const PhxScreen s_;
+    const int32_t* keys_;
+    const long columns_, stride_;
     Best certain_;        // scores that are reached at least
-    Buffer<float> most_;  // what outputs are at the most: [FEW_ROWS, columns]
+    Buffer<float> most_;  // what outputs are at the most: [FEW_ROWS, stride]
 };
 
 }  // namespace phx

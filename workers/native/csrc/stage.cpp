@@ -33,7 +33,7 @@ template <class T, class S> class Stage final : public PhxStage {
           queries_(shape.max_tokens * shape.heads * depth_), input_(shape.max_tokens, shape.hidden),
           mixed_(shape.max_tokens, shape.heads * shape.head_dim), gated_(shape.max_tokens, shape.mlp),
           floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)), best_(team_.size()),
-          screen_(screen, team_.size()) {
+          screen_(screen, shape.token_keys, shape.vocab, team_.size()) {
         const CacheShape cache{s.kv_blocks, s.block_size, s.kv_heads, s.head_dim};
         const long size = Cache<S>::size(cache);
         kept_ = Buffer<S>(2 * count * size);
@@ -73,8 +73,8 @@ template <class T, class S> class Stage final : public PhxStage {
             for (long back = row[3]; back > 0; --back) sampled_.push_back(first - back);
         }
         passes_.plan(chunks_);
-        narrows_ = step.hidden_out == nullptr && 2 * long(sampled_.size()) <= tokens_, narrowed_ = false;
         const long samples = long(sampled_.size());
+        narrows_ = step.hidden_out == nullptr && 2 * samples <= tokens_, narrowed_ = false;
         if (step.draws == nullptr) return;
         best_.expect(step.draws, nullptr, samples);
         if (screen_.serves(samples)) screen_.expect(step.draws, samples);
@@ -374,10 +374,10 @@ template <class T, class S> class Stage final : public PhxStage {
             normalise(x_.get() + sampled_[m] * width_, norm_, s.eps, s.hidden, row);
             about[m] = screen_.put(few_[thread], m, rows, row, s.hidden, rounding);
         }
-        screen_.limit(team_, thread, few_[thread], rows, about, s.token_keys, s.vocab);
+        screen_.limit(team_, thread, few_[thread], rows, about);
         team_.barrier();
         const Input& in = normed(rows, sampled_.data(), norm_, *head_, thread);
-        screen_.each_possible(team_, rows, s.token_keys, s.vocab, [&](long panel) {
+        screen_.each_possible(team_, rows, [&](long panel) {
             in.panel(rows, *head_, panel, best_.keep(thread, s.token_keys, s.vocab));
         });
     }

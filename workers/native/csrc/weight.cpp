@@ -116,8 +116,9 @@ f16 to_half(float x) {
 // Centred codes of 8 bits in groups.
 template <class T> void round_to_bytes(Weight& w, const T* source, long rows, float* lost, float* length) {
     constexpr float LARGEST_HALF = 65504, MOST = 127;
-    const F32 centred = set1(float(centre(8)));
+    Lines<int8_t> codes(w.depth);
     for (long row = 0; row < rows; ++row) {
+        const long panel = row / LANES, lane = row % LANES;
         F32 changed = zero(), kept = zero();
         for (long first = 0; first < w.inputs; first += GROUP) {
             float values[GROUP] = {};
@@ -127,19 +128,16 @@ template <class T> void round_to_bytes(Weight& w, const T* source, long rows, fl
             const float most = largest(max(max(x[0], sub(zero(), x[0])), max(x[1], sub(zero(), x[1]))));
             const f16 half = to_half(std::min(most / MOST, LARGEST_HALF));
             const float scale = half_to_float(half);
-            uint8_t codes[GROUP];
             for (int i = 0; i < 2; ++i) {
                 const F32 steps = mul(x[i], set1(scale > 0 ? 1 / scale : 0));
                 const I32 code = to_int(max(min(steps, set1(MOST)), set1(-MOST)));
                 const F32 made = mul(to_float(code), set1(scale)), off = sub(x[i], made);
                 changed = fma(off, off, changed), kept = fma(made, made, kept);
-                store_bytes(reinterpret_cast<int8_t*>(codes) + i * LANES, to_int(add(to_float(code), centred)));
+                store_bytes(codes.data() + first + i * LANES, add(code, set1(centre(8))));
             }
-            const long panel = row / LANES, lane = row % LANES;
             w.scales[(panel * w.groups() + first / GROUP) * LANES + lane] = half;
-            char* to = w.data + panel * w.panel_bytes() + (first * LANES + lane * 4);
-            for (long k = 0; k < GROUP; k += 4) std::memcpy(to + k * LANES, codes + k, 4);
         }
+        pack_bytes(w, reinterpret_cast<const uint8_t*>(codes.data()), panel, lane);
         lost[row] = std::sqrt(sum(changed)), length[row] = std::sqrt(sum(kept));
     }
 }
