@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import ceil, log2
 
 from partitioning.model_spec import DTYPE_BYTES, CacheType, DType, ModelSpec, WeightType
+from partitioning.screening import SCREENED_ROWS, ScreenShape, screen_shape
 from partitioning.topology import DeviceKind, DeviceSpec, Link
 
 # The share that good kernels reach: on GPUs of the data sheet's figures, on CPUs of what is measured there, which the
@@ -26,8 +27,6 @@ _LAYER_START: dict[DeviceKind, float] = {"cuda": 10e-6, "cpu": 15e-6}
 # What a process holds before the first weight: the CUDA context, NCCL and captured graphs; the interpreter and torch.
 _PROCESS_BYTES: dict[DeviceKind, int] = {"cuda": 2 << 30, "cpu": 256 << 20}
 _EIGHT_BITS = 8.5 / 8  # bytes of a parameter in groups of 32 with a scale of 16 bits
-# The native engine keeps a copy of the head in 8 bits, which for so many rows is read in its stead (csrc/screen.h).
-_SCREENED_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -141,10 +140,13 @@ def kv_token_bytes(model: ModelSpec, cached: CacheBytes, part: Slice) -> int:
 
 
 def screen_bytes(model: ModelSpec, stored: ParameterBytes, part: Slice, kind: DeviceKind) -> int:
-    """Bytes of the head's copy in 8 bits, with two float32 an output, where the head has more than 8 bits."""
-    if kind != "cpu" or not part.samples or stored.table <= _EIGHT_BITS:
-        return 0
-    return round(part.vocab * (model.hidden_size * _EIGHT_BITS + 8))
+    """Bytes of the copy that the head's best outputs are found with."""
+    screen = _screen(model, stored, part, kind)
+    return 0 if screen is None else screen.bytes
+
+
+def _screen(model: ModelSpec, stored: ParameterBytes, part: Slice, kind: DeviceKind) -> ScreenShape | None:
+    return screen_shape(part.vocab, model.hidden_size, stored.table) if kind == "cpu" and part.samples else None
 
 
 def reserve_bytes(
@@ -152,8 +154,8 @@ def reserve_bytes(
 ) -> int:
     """Bytes kept for what is neither weight nor KV cache.
 
-    The process itself, the head's copy in 8 bits, and for every token of the largest batch: the residual stream and its
-    normed copy, the projections of one layer, the MLP's three intermediate tensors, and float32 logits of the
+    The process itself, the head's copy in few bits, and for every token of the largest batch: the residual stream and
+    its normed copy, the projections of one layer, the MLP's three intermediate tensors, and float32 logits of the
     vocabulary shard.
     """
     activations = 4 * model.hidden_size + 2 * (part.heads + part.kv_heads) * model.head_dim + 3 * part.mlp
@@ -191,8 +193,9 @@ def ends_seconds(model: ModelSpec, stored: ParameterBytes, part: Slice, device: 
         seconds += _roofline(device, size, load.tokens * model.hidden_size * size, 0)
     if part.samples and load.sampled:
         head = part.vocab * model.hidden_size
-        screened = load.sampled <= _SCREENED_ROWS and screen_bytes(model, stored, part, device.kind) > 0
-        seconds += _roofline(device, size, head * (_EIGHT_BITS if screened else size), 2 * head * load.sampled)
+        screen = _screen(model, stored, part, device.kind) if load.sampled <= SCREENED_ROWS else None
+        read = head * size if screen is None else screen.bytes_read(size)
+        seconds += _roofline(device, size, read, 2 * head * load.sampled)
     return seconds
 
 

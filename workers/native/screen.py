@@ -1,36 +1,140 @@
-"""A head's copy in 8 bits, by which most of its outputs are ruled out: see csrc/screen.h."""
+"""A head's copy in few bits, by which most of its outputs are ruled out: see csrc/screen.h."""
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_void_p
+from collections.abc import Iterator
+from ctypes import Structure, c_float, c_long, c_void_p
 
 import torch
 from torch import Tensor
 
-from workers.native.weights import EIGHT_BITS, LANES, NativeWeight, padded_to_lanes
+from partitioning.quantised import GROUP, Quantised
+from partitioning.screening import ScreenShape, screen_shape
+from workers.model.weights import Matrix
+from workers.native.weights import EIGHT_BITS, FOUR_BITS, LANES, NativeWeight, padded_to_lanes
 
+_PARTS = 3
+_ROWS = 4096  # of the head at a time
+_SAMPLED = 8  # rows of the head for each input, from which its directions are found
+_KEPT = {4: 16.0, 8: 256.0}  # a copy is about so many times as long as what it loses, by bits
 _ROUNDED_UP = 1 + 1e-5
 
 
 class ScreenOf(Structure):
     """Lives no longer than the Screen that it is of."""
 
-    _fields_ = (("copy", c_void_p), ("lost", c_void_p), ("length", c_void_p))
+    _fields_ = (
+        ("copy", c_void_p),
+        ("turn", c_void_p),
+        ("common", c_float),
+        ("ends", c_long * _PARTS),
+        ("lost", c_void_p),
+        ("kept", c_float * _PARTS),
+    )
 
 
 class Screen:
-    """Of a head [outputs, inputs] in float32 or bfloat16. `lost` and `length` say how far off the copy is at most."""
+    """Of a head [outputs, inputs]. `lost` [parts, outputs filled up to 16] says how far off the copy is at most.
 
-    def __init__(self, native: ctypes.CDLL, head: Tensor) -> None:
+    Turned rows have inputs in front, of zeros, up to a multiple of 32, and the last 32 once more, for what rounding has
+    taken from their weights: `turn` [turned inputs + 1, inputs], whose last row is what all rows have in common.
+    """
+
+    @classmethod
+    def of(cls, native: ctypes.CDLL, head: Matrix) -> Screen | None:
+        """None where a head is read as quickly as a copy."""
+        if isinstance(head, Tensor):
+            size = float(head.element_size())
+        elif isinstance(head, Quantised):
+            size = head.bits / 8 + 2 / GROUP
+        else:
+            return None
+        shape = screen_shape(head.shape[0], head.shape[1], size)
+        return None if shape is None else cls(native, head, shape)
+
+    def __init__(self, native: ctypes.CDLL, head: Matrix, shape: ScreenShape) -> None:
         outputs, inputs = head.shape
-        self._copy = NativeWeight(native, EIGHT_BITS, outputs, inputs, panels=-(-outputs // LANES))
-        lost, kept = torch.empty(2, outputs)
-        fill = native.phx_weight_round_f32 if head.dtype == torch.float32 else native.phx_weight_round_bf16
-        values = head.contiguous()
-        fill(self._copy.address, values.data_ptr(), outputs, lost.data_ptr(), kept.data_ptr())
-        self.lost, self.length = (padded_to_lanes(part * _ROUNDED_UP) for part in (lost, lost + kept))
+        self.shape = shape
+        self.turn: Tensor | None = None
+        turned = inputs
+        if shape.turned:
+            directions, common = _directions(head)
+            turned = directions.shape[1]
+            self.turn = torch.cat([directions.T, directions.T[-GROUP:], common.unsqueeze(0)])
+            self.turn = torch.nn.functional.pad(self.turn, (0, -inputs % LANES)).contiguous()
+        kind = FOUR_BITS if shape.bits == 4 else EIGHT_BITS
+        self._copy = NativeWeight(native, kind, outputs, shape.columns, panels=-(-outputs // LANES))
+        self.ends, kept = _parts(turned, shape)
+        lost = []
+        for begin, rows in _rows(head):
+            length = torch.zeros(len(rows))
+            if shape.turned:
+                rows = rows - common
+                length = rows.norm(dim=1)
+                rows = rows @ directions
+            changed, held = torch.empty(2, len(rows), -(-turned // GROUP))
+            native.phx_weight_round(
+                self._copy.address,
+                rows.contiguous().data_ptr(),
+                len(rows),
+                turned,
+                begin // LANES,
+                changed.data_ptr(),
+                held.data_ptr(),
+            )
+            slack = length * inputs * 2**-22  # of turning in float32
+            lost.append(torch.stack(list(_limits(changed, held, self.ends, kept, slack))))
+        self.lost = torch.stack([padded_to_lanes(part) for part in torch.cat(lost, dim=1) * _ROUNDED_UP])
+        self._of = ScreenOf(
+            copy=self._copy.address,
+            turn=None if self.turn is None else self.turn.data_ptr(),
+            common=0.0 if self.turn is None else float(common.norm()) * _ROUNDED_UP,
+            ends=(c_long * _PARTS)(*self.ends),
+            lost=self.lost.data_ptr(),
+            kept=(c_float * _PARTS)(*kept),
+        )
 
     @property
     def native(self) -> ScreenOf:
-        return ScreenOf(self._copy.address, self.lost.data_ptr(), self.length.data_ptr())
+        return self._of
+
+
+def _rows(head: Matrix) -> Iterator[tuple[int, Tensor]]:
+    """Rows in float32, some at a time, with the number of the first."""
+    for begin in range(0, head.shape[0], _ROWS):
+        yield begin, _some(head, torch.arange(begin, min(begin + _ROWS, head.shape[0])))
+
+
+def _some(head: Matrix, which: Tensor) -> Tensor:
+    return head[which].float() if isinstance(head, Tensor) else head.rows(which).dequantise()
+
+
+def _directions(head: Matrix) -> tuple[Tensor, Tensor]:
+    """[inputs, zeros and inputs]: an orthonormal basis, from where rows differ most from one another to where they do
+    least (Pearson, 1901), behind zeros up to a whole group; and the mean row. Any would do: some of the rows are asked.
+    """
+    outputs, inputs = head.shape
+    rows = _some(head, torch.arange(0, outputs, max(1, outputs // (_SAMPLED * inputs))))
+    common = rows.mean(dim=0)
+    rows = rows - common
+    _, vectors = torch.linalg.eigh((rows.T @ rows).double())
+    return torch.nn.functional.pad(vectors.flip(1).float(), (-inputs % GROUP, 0)), common
+
+
+def _parts(inputs: int, shape: ScreenShape) -> tuple[list[int], list[float]]:
+    """Where parts end, and how long copies are beside what they lose. The last part of turned rows is one group, held
+    twice."""
+    groups, usual = -(-inputs // GROUP), _KEPT[shape.bits]
+    if not shape.turned:
+        return [part * groups // _PARTS * GROUP for part in range(1, _PARTS + 1)], [usual] * _PARTS
+    return [groups // 2 * GROUP, (groups - 1) * GROUP, groups * GROUP], [usual, usual, usual**2]
+
+
+def _limits(changed: Tensor, held: Tensor, ends: list[int], kept: list[float], slack: Tensor) -> Iterator[Tensor]:
+    first = 0
+    for end, times in zip(ends, kept, strict=True):
+        groups = slice(first, end // GROUP)
+        lost = changed[:, groups].sum(dim=1).sqrt() + slack
+        yield torch.maximum(lost, held[:, groups].sum(dim=1).sqrt() / times)
+        first = end // GROUP

@@ -132,11 +132,10 @@ class NativeStage:
         self._team: Team = _team(native, plan) if beside is None else beside._team
         self.drawing = NativeDrawing(native, self._team, rank.vocab, plan.model.vocab_size, group)
         shape = self._shape(plan, rank, config)
-        screen = ScreenOf()
-        if head is not None and isinstance(ends.head, Tensor):
-            screen = self._keep(Screen(native, ends.head)).native
+        screen = None if ends.head is None else self._keep(Screen.of(native, ends.head))
+        screened = ScreenOf() if screen is None else screen.native
         self._stage: int | None = native.phx_stage_new(
-            ctypes.byref(shape), layers, len(layers), embedding, norm, head, ctypes.byref(screen)
+            ctypes.byref(shape), layers, len(layers), embedding, norm, head, ctypes.byref(screened)
         )
         if self._stage is None:
             raise MemoryError("no memory for KV cache and activations; lower kv_cache_tokens or max_batch_tokens")

@@ -13,8 +13,8 @@ from workers.model.weights import Matrix
 
 LANES = 16  # outputs of a panel
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1}
-EIGHT_BITS = 2
-_CODES = {8: EIGHT_BITS, 4: 3}
+EIGHT_BITS, FOUR_BITS = 2, 3
+_CODES = {8: EIGHT_BITS, 4: FOUR_BITS}
 _CHANNELS = 4
 _MOST_KEPT = 11 / 16  # of a sparse panel's values: a bit for each and these are three quarters of all
 

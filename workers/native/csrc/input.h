@@ -67,12 +67,14 @@ struct Input {
         }
     }
 
-    // One panel of it, for few rows and weights that are not quantised.
+    // One panel of it, for few rows.
     template <class Finish> void panel(long rows, const Weight& w, long n, Finish finish) const {
-        if (w.format == Format::BFloat16) {
-            panels_of(as<bf16>(rows), rows, w, n, n + 1, finish);
-        } else {
-            panels_of(as<float>(rows), rows, w, n, n + 1, finish);
+        switch (w.format) {
+            case Format::Float32: return panels_of(as<float>(rows), rows, w, n, n + 1, finish);
+            case Format::BFloat16: return panels_of(as<bf16>(rows), rows, w, n, n + 1, finish);
+            case Format::Channels: return panels_of(tokens(rows), rows, w, n, n + 1, finish);
+            case Format::Int8: return panels_of(groups<8>(rows, w.depth), rows, w, n, n + 1, finish);
+            case Format::Int4: return panels_of(groups<4>(rows, w.depth), rows, w, n, n + 1, finish);
         }
     }
 

@@ -148,6 +148,28 @@ PHX_INLINE F32 output(const TokenRows& a, long m, const Weight& w, long n, I32 s
     return mul(mul(to_float(add(sum, set1(a.starts[m]))), set1(a.scales[m])), load(w.channels + n * LANES));
 }
 
+// A group's 32 values in 8 bits with a scale of their own. Fewer than 32 are filled up with zeros.
+struct RoundedGroup {
+    F32 source[2];
+    I32 codes[2];
+    float scale;
+
+    RoundedGroup(const float* x, long size) {
+        float last[GROUP] = {};
+        if (size < GROUP) {
+            std::memcpy(last, x, std::max<long>(0, size) * sizeof(float));
+            x = last;
+        }
+        source[0] = load(x), source[1] = load(x + LANES);
+        const F32 magnitude = max(max(source[0], sub(zero(), source[0])), max(source[1], sub(zero(), source[1])));
+        const float most = largest(magnitude);
+        const F32 inverse = set1(most > 0 ? 127.0f / most : 0.0f);
+        for (int half = 0; half < 2; ++half) codes[half] = to_int(mul(source[half], inverse));
+        scale = most / 127.0f;
+    }
+    F32 values(int half) const { return mul(to_float(codes[half]), set1(scale)); }
+};
+
 // Rows of int8 for weights in groups of BITS: [depth / 4][rows of the tile][4] codes. For every 32 inputs, as [depth / 32][rows of
 // the tile]: the scale, scale × sum of the codes, and what exact sums start with, which is the share of the weights' centre.
 template <int BITS> struct GroupRows {
@@ -161,33 +183,20 @@ template <int BITS> struct GroupRows {
     Tiles tiles;
     long groups() const { return depth / GROUP; }
 
-    // Row m from `size` floats, filled up with zeros. Returns the sum of the squares of what rounding changed.
-    float quantise(const float* x, long size, long m) const {
-        F32 lost = zero();
+    // Row m from `size` floats, filled up with zeros.
+    void quantise(const float* x, long size, long m) const {
         const long tile = tiles.of(m), first = tiles.begin(tile), height = tiles.height(tile);
         Value* to = codes + first * depth + (m - first) * 4;
         for (long group = 0, place = first * groups() + m - first; group < groups(); ++group, place += height) {
-            const float* values = x + group * GROUP;
-            float last[GROUP] = {};
-            if (size - group * GROUP < GROUP) {
-                std::memcpy(last, values, std::max<long>(0, size - group * GROUP) * sizeof(float));
-                values = last;
-            }
-            const F32 low = load(values), high = load(values + LANES);
-            const F32 magnitude = max(max(low, sub(zero(), low)), max(high, sub(zero(), high)));
-            const float most = largest(magnitude), inverse = most > 0 ? 127.0f / most : 0.0f;
-            const I32 both[2] = {to_int(mul(low, set1(inverse))), to_int(mul(high, set1(inverse)))};
+            const RoundedGroup rounded(x + group * GROUP, size - group * GROUP);
             Value row[GROUP];
-            for (int half = 0; half < 2; ++half) keep(row + half * LANES, both[half]);
+            for (int half = 0; half < 2; ++half) keep(row + half * LANES, rounded.codes[half]);
             for (long k = 0; k < GROUP; k += 4, to += height * 4) std::memcpy(to, row + k, 4 * sizeof(Value));
-            const int32_t total = sum(add(both[0], both[1]));
-            scales[place] = most / 127.0f;
-            const F32 off[2] = {fma(to_float(both[0]), set1(-scales[place]), low), fma(to_float(both[1]), set1(-scales[place]), high)};
-            lost = fma(off[0], off[0], fma(off[1], off[1], lost));
-            weighted[place] = scales[place] * float(total);
+            const int32_t total = sum(add(rounded.codes[0], rounded.codes[1]));
+            scales[place] = rounded.scale;
+            weighted[place] = rounded.scale * float(total);
             starts[place] = -centre(BITS) * total;
         }
-        return sum(lost);
     }
 };
 

@@ -33,7 +33,7 @@ template <class T, class S> class Stage final : public PhxStage {
           queries_(shape.max_tokens * shape.heads * depth_), input_(shape.max_tokens, shape.hidden),
           mixed_(shape.max_tokens, shape.heads * shape.head_dim), gated_(shape.max_tokens, shape.mlp),
           floats_(shape.max_tokens * std::max(shape.heads * shape.head_dim, shape.mlp)), best_(team_.size()),
-          screen_(screen, shape.token_keys, shape.vocab, team_.size()) {
+          screen_(screen, head, shape, team_.size()) {
         const CacheShape cache{s.kv_blocks, s.block_size, s.kv_heads, s.head_dim};
         const long size = Cache<S>::size(cache);
         kept_ = Buffer<S>(2 * count * size);
@@ -75,9 +75,10 @@ template <class T, class S> class Stage final : public PhxStage {
         passes_.plan(chunks_);
         const long samples = long(sampled_.size());
         narrows_ = step.hidden_out == nullptr && 2 * samples <= tokens_, narrowed_ = false;
+        screens_ = false;
         if (step.draws == nullptr) return;
         best_.expect(step.draws, nullptr, samples);
-        if (screen_.serves(samples)) screen_.expect(step.draws, samples);
+        screens_ = screen_.expect(step.draws, samples);
     }
 
     bool few(long rows) const { return rows <= FEW_ROWS; }
@@ -346,7 +347,7 @@ template <class T, class S> class Stage final : public PhxStage {
         }
         const long samples = long(sampled_.size());
         if (samples == 0) return;
-        if (step.draws != nullptr && screen_.serves(samples)) {
+        if (screens_) {
             screen(samples, thread);
         } else if (head_ != nullptr) {
             const Input& in = normed(samples, sampled_.data(), norm_, *head_, thread);
@@ -359,6 +360,7 @@ template <class T, class S> class Stage final : public PhxStage {
         if (step.draws == nullptr) return;
         team_.barrier();
         if (thread != 0) return;
+        if (screens_) screen_.learn(samples);
         best_.merge([&](long m, float score, int32_t column) {
             step.best_scores[m] = score, step.best_ids[m] = int32_t(s.vocab_start) + column;
         });
@@ -366,20 +368,13 @@ template <class T, class S> class Stage final : public PhxStage {
 
     // The best of few rows' logits, of which most are not computed.
     void screen(long rows, int thread) {
-        const float rounding = head_->format == Format::BFloat16 ? 0x1p-8f : 0;  // half of the last of 8 bits
-        Screen::Row about[FEW_ROWS];
-        float* row = row_[thread].get();
-        std::fill(row + s.hidden, row + width_, 0.0f);
         for (long m = 0; m < rows; ++m) {
+            float* row = screen_.row(thread, m);
             normalise(x_.get() + sampled_[m] * width_, norm_, s.eps, s.hidden, row);
-            about[m] = screen_.put(few_[thread], m, rows, row, s.hidden, rounding);
+            few_[thread].put(*head_, m, rows, row, s.hidden);
         }
-        screen_.limit(team_, thread, few_[thread], rows, about);
-        team_.barrier();
-        const Input& in = normed(rows, sampled_.data(), norm_, *head_, thread);
-        screen_.each_possible(team_, rows, [&](long panel) {
-            in.panel(rows, *head_, panel, best_.keep(thread, s.token_keys, s.vocab));
-        });
+        screen_.look(team_, thread, rows, best_.keep(thread, s.token_keys, s.vocab),
+                     [&](long panel, const KeepBest& finish) { few_[thread].panel(rows, *head_, panel, finish); });
     }
 
     void forward(const PhxStep& step, int thread) {
@@ -416,6 +411,7 @@ template <class T, class S> class Stage final : public PhxStage {
     std::vector<Buffer<float>> row_;
     Best best_;
     Screen screen_;
+    bool screens_ = false;                // in this step
 
     long tokens_ = 0;                     // of this step
     bool narrows_ = false, narrowed_ = false;

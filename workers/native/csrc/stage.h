@@ -39,10 +39,17 @@ struct PhxLayer {
     long window;
 };
 
-// A copy of the head in 8 bits, or null: see screen.h.
+enum { SCREEN_PARTS = 3 };
+
+// A copy of the head in fewer bits, or null: see screen.h.
 struct PhxScreen {
     const phx::Weight* copy;
-    const float *lost, *length;  // [vocab, padded to 16]: of the weights w and their copy c, |w - c| and |w - c| + |c|
+    const float* turn;         // [inputs of the copy + 1, hidden, padded to 16], the last of them what all rows have in common;
+                               // or null
+    float common;              // its length
+    long ends[SCREEN_PARTS];   // of parts of the copy's inputs, in whole groups
+    const float* lost;         // [SCREEN_PARTS][vocab, padded to 16]: of weights w and their copy c, |w - c| of a part
+    float kept[SCREEN_PARTS];  // no |c| is more than this times what `lost` says
 };
 
 struct PhxStep {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <mutex>
 #include <new>
 
@@ -105,41 +106,31 @@ void pack_halves(Weight& w, const uint8_t* from, long panel, long lane) {
     for (long k = 0; k < w.inputs; ++k) to[k / 8 * LANES * 4 + k % 4] |= uint8_t(from[k] << (k % 8 < 4 ? 0 : 4));
 }
 
-// The nearest half of what is neither negative nor above the largest.
+// The nearest half of what is not beyond the largest.
 f16 to_half(float x) {
-    if (x < 0x1p-14f) return f16(std::lrint(x * 0x1p24f));
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof(bits));
-    return f16((bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13);
+    const uint32_t sign = bits >> 31 << 15, size = bits & 0x7fffffff;
+    if (std::fabs(x) < 0x1p-14f) return f16(sign | uint32_t(std::lrint(std::fabs(x) * 0x1p24f)));
+    return f16(sign | (size + 0xfff + (size >> 13 & 1) - (112u << 23)) >> 13);
 }
 
-// Centred codes of 8 bits in groups.
-template <class T> void round_to_bytes(Weight& w, const T* source, long rows, float* lost, float* length) {
-    constexpr float LARGEST_HALF = 65504, MOST = 127;
-    Lines<int8_t> codes(w.depth);
-    for (long row = 0; row < rows; ++row) {
-        const long panel = row / LANES, lane = row % LANES;
-        F32 changed = zero(), kept = zero();
-        for (long first = 0; first < w.inputs; first += GROUP) {
-            float values[GROUP] = {};
-            const T* from = source + row * w.inputs + first;
-            for (long k = 0; k < std::min(GROUP, w.inputs - first); ++k) values[k] = widen(from[k]);
-            const F32 x[2] = {load(values), load(values + LANES)};
-            const float most = largest(max(max(x[0], sub(zero(), x[0])), max(x[1], sub(zero(), x[1]))));
-            const f16 half = to_half(std::min(most / MOST, LARGEST_HALF));
-            const float scale = half_to_float(half);
-            for (int i = 0; i < 2; ++i) {
-                const F32 steps = mul(x[i], set1(scale > 0 ? 1 / scale : 0));
-                const I32 code = to_int(max(min(steps, set1(MOST)), set1(-MOST)));
-                const F32 made = mul(to_float(code), set1(scale)), off = sub(x[i], made);
-                changed = fma(off, off, changed), kept = fma(made, made, kept);
-                store_bytes(codes.data() + first + i * LANES, add(code, set1(centre(8))));
-            }
-            w.scales[(panel * w.groups() + first / GROUP) * LANES + lane] = half;
-        }
-        pack_bytes(w, reinterpret_cast<const uint8_t*>(codes.data()), panel, lane);
-        lost[row] = std::sqrt(sum(changed)), length[row] = std::sqrt(sum(kept));
+// A group's values in centred codes. Leaves what is lost of them in place of the values.
+void round_group(Weight& w, float (&values)[GROUP], long panel, long lane, long group, uint8_t* codes) {
+    constexpr float LARGEST_HALF = 65504;
+    const int bits = w.format == Format::Int4 ? 4 : 8;
+    const float steps = float(centre(bits));  // below zero; one fewer above
+    const F32 x[2] = {load(values), load(values + LANES)};
+    const float high = largest(max(x[0], x[1])), low = -largest(max(sub(zero(), x[0]), sub(zero(), x[1])));
+    const float extreme = high > -low ? high : low;
+    const f16 half = to_half(std::clamp(extreme / -steps, -LARGEST_HALF, LARGEST_HALF));
+    const float scale = half_to_float(half), inverse = scale != 0 ? 1 / scale : 0;
+    for (int i = 0; i < 2; ++i) {
+        const I32 code = to_int(max(min(mul(x[i], set1(inverse)), set1(steps - 1)), set1(-steps)));
+        store(values + i * LANES, sub(x[i], mul(to_float(code), set1(scale))));
+        store_bytes(reinterpret_cast<int8_t*>(codes) + i * LANES, add(code, set1(centre(bits))));
     }
+    w.scales[(panel * w.groups() + group) * LANES + lane] = half;
 }
 
 }  // namespace
@@ -208,12 +199,33 @@ void phx_weight_pack_channels(Weight* weight, const uint8_t* codes, const float*
     }
 }
 
-void phx_weight_round_f32(Weight* weight, const float* source, long rows, float* lost, float* length) {
-    round_to_bytes(*weight, source, rows, lost, length);
-}
-
-void phx_weight_round_bf16(Weight* weight, const uint16_t* source, long rows, float* lost, float* length) {
-    round_to_bytes(*weight, source, rows, lost, length);
+void phx_weight_round(Weight* weight, const float* source, long rows, long inputs, long first, float* changed, float* kept) {
+    Weight& w = *weight;
+    const long groups = (inputs + GROUP - 1) / GROUP;
+    Lines<uint8_t> codes(w.depth);
+    for (long row = 0; row < rows; ++row) {
+        const long panel = first + row / LANES, lane = row % LANES;
+        const float* from = source + row * inputs;
+        for (long group = 0; group < groups; ++group, ++changed, ++kept) {
+            const long begin = group * GROUP;
+            float values[GROUP] = {}, lost[GROUP];
+            std::memcpy(values, from + begin, std::min(GROUP, inputs - begin) * sizeof(float));
+            std::memcpy(lost, values, sizeof(lost));
+            round_group(w, lost, panel, lane, group, codes.data() + begin);
+            if (group + 1 == groups && w.inputs > inputs) round_group(w, lost, panel, lane, groups, codes.data() + begin + GROUP);
+            F32 out = zero(), in = zero();
+            for (long k = 0; k < GROUP; k += LANES) {
+                const F32 off = load(lost + k), made = sub(load(values + k), off);
+                out = fma(off, off, out), in = fma(made, made, in);
+            }
+            *changed = sum(out), *kept = sum(in);
+        }
+        if (w.format == Format::Int8) {
+            pack_bytes(w, codes.data(), panel, lane);
+        } else {
+            pack_halves(w, codes.data(), panel, lane);
+        }
+    }
 }
 
 }  // extern "C"

@@ -43,6 +43,8 @@ struct Weight {
         return 0;
     }
     const char* panel(long n) const { return data + n * panel_bytes(); }
+    // That a product reads.
+    long bytes() const { return panels * (panel_bytes() + (grouped() ? groups() * LANES * (offsets ? 4 : 2) : 0)); }
 
     // Panels `first` to `end` - 1.
     Weight part(long first, long end) const {
@@ -88,8 +90,8 @@ void phx_weight_pack_bf16(phx::Weight* weight, const uint16_t* source, long rows
 void phx_weight_pack_codes(phx::Weight* weight, const uint8_t* codes, const uint16_t* scales, const uint16_t* offsets,
                            long rows, long first, long step);
 void phx_weight_pack_channels(phx::Weight* weight, const uint8_t* codes, const float* scales, long rows, long first, long step);
-// Rounds rows of floats to 8 bits in groups; `lost` and `length` [rows] get the length of what that changes and of what is
-// kept.
-void phx_weight_round_f32(phx::Weight* weight, const float* source, long rows, float* lost, float* length);
-void phx_weight_round_bf16(phx::Weight* weight, const uint16_t* source, long rows, float* lost, float* length);
+// Rounds rows of floats to 8 or 4 bits in groups of `inputs`, rows from lane 0 of panel `first` on. Where the weight has 32
+// inputs more than those, these hold what rounding took from the last group. `changed` and `kept` [rows, groups of inputs]
+// get the squares of what all of that changes and of what is kept.
+void phx_weight_round(phx::Weight* weight, const float* source, long rows, long inputs, long first, float* changed, float* kept);
 }
