@@ -67,23 +67,33 @@ class BatchBuilder:
     def __init__(
         self, max_running: int, max_blocks: int, block_size: int, windows: frozenset[int], device: torch.device
     ) -> None:
-        self._block_size = block_size
-        self._windows = windows
-        self._device = device
+        self.block_size = block_size
+        self.windows = windows
+        self.device = device
         self._tables = torch.zeros(max_running, max_blocks, dtype=torch.int64)
 
-    def build(self, plan: StepPlan) -> Batch:
+    def update(self, plan: StepPlan) -> None:
+        """Takes in which blocks sequences got. Before anything else of a step."""
         updates = torch.from_numpy(plan.block_updates).long()
         self._tables[updates[:, 0], updates[:, 1]] = updates[:, 2]
 
+    def tables(self, slots: Tensor) -> Tensor:
+        """[n, max_blocks], in host memory."""
+        return self._tables[slots]
+
+    def blocks(self, position: int) -> int:
+        """Of a sequence up to a position."""
+        return position // self.block_size + 1
+
+    def build(self, plan: StepPlan) -> Batch:
         slots, starts, counts, samples = torch.from_numpy(plan.rows).long().unbind(1)  # [sequences] each
         ends = counts.cumsum(0)
         firsts = ends - counts
         row_of = torch.repeat_interleave(counts)  # [tokens]
         positions = torch.arange(len(plan.tokens)) - firsts[row_of] + starts[row_of]
-        size = self._block_size
+        size = self.block_size
         cache_slots = self._tables[slots[row_of], positions // size] * size + positions % size
-        device = self._device
+        device = self.device
         return Batch(
             tokens=torch.from_numpy(plan.tokens).long().to(device),
             positions=positions.to(device),
@@ -101,24 +111,14 @@ class BatchBuilder:
         rows = single.nonzero()[:, 0]
         if not len(rows):
             return ()
-        blocks = positions[rows] // self._block_size + 1
+        blocks = positions[rows] // self.block_size + 1
         bucket = torch.ceil(torch.log2(blocks.float())).int()
         groups = []
         for value in sorted(set(bucket.tolist())):
             members = rows[bucket == value]
-            longest = int(blocks[bucket == value].max())
-            tables = self._tables[slots[members], :longest]  # [n, blocks]
-            at = positions[members, None]  # [n, 1]
-            behind = at - torch.arange(longest * self._block_size)  # [n, context]: how far back each key is
-            groups.append(
-                Decodes(
-                    rows=firsts[members].to(self._device),
-                    blocks=tables.reshape(-1).to(self._device),
-                    masks={
-                        window: _allowed(behind, window)[:, None, None].to(self._device) for window in self._windows
-                    },
-                )
-            )
+            tables = self._tables[slots[members], : int(blocks[bucket == value].max())]  # [n, blocks]
+            places, tables, at = (x.to(self.device) for x in (firsts[members], tables, positions[members]))
+            groups.append(decodes_of(places, tables, at, self.block_size, self.windows))
         return tuple(groups)
 
     def _chunk(self, start: int, stop: int, position: int, table: Tensor) -> Chunk:
@@ -128,12 +128,23 @@ class BatchBuilder:
             start=start,
             stop=stop,
             position=position,
-            blocks=table[: -(-context // self._block_size)].to(self._device),
+            blocks=table[: -(-context // self.block_size)].to(self.device),
             masks={
-                w: None if position == 0 and (not w or context <= w) else _allowed(behind, w).to(self._device)
-                for w in self._windows
+                w: None if position == 0 and (not w or context <= w) else _allowed(behind, w).to(self.device)
+                for w in self.windows
             },
         )
+
+
+def decodes_of(rows: Tensor, tables: Tensor, positions: Tensor, block_size: int, windows: frozenset[int]) -> Decodes:
+    """Of tokens at rows [n] of the flat batch, tables [n, blocks] and positions [n] of their sequences."""
+    context = torch.arange(tables.shape[1] * block_size, device=positions.device)
+    behind = positions.unsqueeze(1) - context  # [n, context]: how far back each key is
+    return Decodes(
+        rows=rows,
+        blocks=tables.reshape(-1),
+        masks={window: _allowed(behind, window)[:, None, None] for window in windows},
+    )
 
 
 def _last_of_each(ends: Tensor, counts: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class _Loader:
         kind = Int8Rows if plan.kv_cache == "int8" else FloatRows
         keys, values = (
             kind(
-                plan.kv_blocks,
+                plan.kv_blocks + 1,  # the last is nobody's: see decode_graphs
                 plan.kv_block_size,
                 len(self._rank.kv_heads),
                 plan.model.head_dim,

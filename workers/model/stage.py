@@ -13,6 +13,7 @@ from torch import Tensor
 from partitioning.plan import Plan, RankPlan
 from workers.collectives import Group
 from workers.model.batch import BatchBuilder
+from workers.model.decode_graphs import DecodeGraphs, Record
 from workers.model.load import load_decoder
 from workers.model.weights import WeightReader
 from workers.request import EngineConfig
@@ -47,7 +48,8 @@ class Stage(Protocol):
 
 
 class TorchStage:
-    """The decoder of `workers.model` on any device of torch."""
+    """The decoder of `workers.model` on any device of torch. `record`: what decode steps are replayed with, if they
+    are."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class TorchStage:
         config: EngineConfig,
         group: Group,
         device: torch.device,
+        record: Record | None = None,
     ) -> None:
         self._decoder = load_decoder(weights, plan, rank, group, config.max_model_len, device)
         self._batches = BatchBuilder(
@@ -67,9 +70,17 @@ class TorchStage:
             device,
         )
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
+        self._graphs = None
+        if record is not None:
+            self._graphs = DecodeGraphs(
+                self._decoder, self._batches, plan.kv_blocks, self._dtype, plan.model.hidden_size, record
+            )
         self.drawing = TorchDrawing(rank.vocab, plan.model.vocab_size, group, device)
 
     def run(self, plan: StepPlan, hidden: Tensor | None, draws: Draws | None, layers: int | None = None) -> StageResult:
+        self._batches.update(plan)
+        if self._graphs is not None and layers is None and (found := self._graphs.run(plan, hidden)) is not None:
+            return StageResult(hidden=found) if self._decoder.head is None else StageResult(logits=found)
         batch = self._batches.build(plan)
         if hidden is None:
             assert self._decoder.embedding is not None
