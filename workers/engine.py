@@ -63,7 +63,6 @@ class Engine:
         draft: DraftStage | None = None,
     ) -> None:
         self._config = config
-        self._pp = plan.pp
         self._vocab_size = plan.model.vocab_size
         self._runner = runner
         self._context = context
@@ -175,7 +174,7 @@ class Engine:
         try:
             while self._await_work():
                 self._take_inbox()
-                while len(self._in_flight) < self._pp and self._launch(on_outputs):
+                while len(self._in_flight) < self._scheduler.most_in_flight and self._launch(on_outputs):
                     pass
                 if self._in_flight:
                     self._finish_oldest()
@@ -288,7 +287,9 @@ class Engine:
             sampled = self._receive(step.samples, len(reporting), max(reporting, default=0))
         received = perf_counter()
         logprobs = iter(_token_logprobs(sampled.logprobs, reporting) if reporting else ())
-        seconds = self._pacer.finished(step.decoding, step.prompt_tokens, oldest.started, received, step.drafted)
+        seconds = self._pacer.finished(
+            step.decoding, step.decoded, step.prompt_tokens, oldest.started, received, step.drafted
+        )
         if self._speculation is not None:
             self._speculation.finished(len(step.sampled), step.drafted, step.prompt_tokens, seconds)
         self._note(

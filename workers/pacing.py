@@ -10,7 +10,7 @@ Where an objective says how long the time between tokens may be on average (`wor
 of `max_stretch`: prompts get all that a step has left of it.
 
 Predictions come from measured steps alone. With several pipeline stages the time that a decoding sequence sees is that
-of a whole round, one step of every micro-batch; so the bound is on a round and is divided among its steps.
+of a whole round, one step of every micro-batch and one more; so the bound is on a round and is divided among its steps.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ _REFRESH = 64  # paced steps after which the time without prompts is measured an
 _FASTER = 0.8  # the cost of a prompt token falls slowly and rises at once: a wrong guess makes a chunk too small
 _WEIGHT = 0.25  # of a new measurement of a step without prompts
 _AIM = 0.9  # of the objective, as some steps take longer than predicted
+
+
+def steps_of_round(micro_batches: int) -> int:
+    """That are in flight at once while prompts are read: see `workers.scheduler`."""
+    return micro_batches + (micro_batches > 1)
 
 
 @dataclass(slots=True)
@@ -42,7 +47,7 @@ class Pacer:
     def __init__(self, max_stretch: float, micro_batches: int, tpot_s: float | None = None) -> None:
         self._spare = max_stretch - 1
         self._tpot_s = tpot_s
-        self._micro_batches = micro_batches
+        self._micro_batches, self._steps_of_round = micro_batches, steps_of_round(micro_batches)
         self._decodes: dict[int, _Decode] = {}  # by about how many sequences decode
         self._prompt_token_s: float | None = None
         self._reading = 0  # steps in flight with prompt tokens
@@ -62,7 +67,7 @@ class Pacer:
         known.uses += 1
         if self._prompt_token_s is None:
             return MIN_CHUNK
-        seconds = self._spare_s(known.seconds, prompts) / self._micro_batches
+        seconds = self._spare_s(known.seconds, prompts) / self._steps_of_round
         return max(MIN_CHUNK, int(seconds / self._prompt_token_s))
 
     def _spare_s(self, decode_s: float, prompts: int) -> float:
@@ -80,16 +85,19 @@ class Pacer:
         if prompt_tokens:
             self._reading += 1
 
-    def finished(self, decoding: int, prompt_tokens: int, start: float, end: float, drafted: int = 0) -> float:
-        """The oldest step in flight has ended; `start` and `end` are seconds of one clock. Returns how many it took by
-        itself. Of one with guesses (`workers.speculation`) nothing is learned here."""
+    def finished(
+        self, decoding: int, decoded: int, prompt_tokens: int, start: float, end: float, drafted: int = 0
+    ) -> float:
+        """The oldest step in flight has ended, in which `decoded` of the sequences that decode got a token; `start` and
+        `end` are seconds of one clock. Returns how many it took by itself. Of one with guesses (`workers.speculation`)
+        nothing is learned here."""
         own = end - max(start, self._last_end)
         self._last_end = end
         if prompt_tokens:
             self._reading -= 1
             self._read_until = end
             if prompt_tokens >= MIN_CHUNK:
-                self._learn_prompt(decoding, prompt_tokens, own)
+                self._learn_prompt(decoding, decoded, prompt_tokens, own)
         elif decoding and not drafted and not self._reading and start >= self._read_until:
             self._learn_decode(decoding, end - start)
         return own
@@ -102,12 +110,12 @@ class Pacer:
             seconds = known.seconds + _WEIGHT * (min(seconds, 2 * known.seconds) - known.seconds)
         self._decodes[bucket] = _Decode(seconds)
 
-    def _learn_prompt(self, decoding: int, tokens: int, seconds: float) -> None:
-        if decoding:
+    def _learn_prompt(self, decoding: int, decoded: int, tokens: int, seconds: float) -> None:
+        if decoded:
             known = self._decodes.get(_about(decoding))
             if known is None:
                 return
-            seconds -= known.seconds / self._micro_batches
+            seconds -= known.seconds * min(1 / self._micro_batches, decoded / decoding)
         measured = max(seconds / tokens, 1e-9)
         before = self._prompt_token_s
         self._prompt_token_s = measured if before is None else min(max(measured, _FASTER * before), 2 * before)

@@ -17,7 +17,7 @@ from time import monotonic
 from workers.bounds import FairBounds
 from workers.kv_cache import BlockManager
 from workers.observation.measures import Measures
-from workers.pacing import MIN_CHUNK, Pacer
+from workers.pacing import MIN_CHUNK, Pacer, steps_of_round
 from workers.request import EngineConfig, FinishReason, Output, Request, TokenLogprob
 from workers.sequence import Sequence, rank_of
 from workers.speculation.speculation import Speculation
@@ -36,8 +36,9 @@ _MOST_SAMPLES = 32  # with guesses, of which a step may have more than sequences
 class Scheduler:
     """Owns the sequences and the KV blocks of one replica.
 
-    `micro_batches` steps are in flight at once (one a pipeline stage). A prompt's chunks may follow each other through
-    the stages; a decode waits for its token.
+    `micro_batches` steps are in flight at once (one a pipeline stage), and with several stages one more while prompts
+    are read: steps with prompts differ in length, and a stage that waits for the tokens of a long one has something to
+    do. A prompt's chunks may follow each other through the stages; a decode waits for its token.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Scheduler:
         self._blocks = blocks
         self._pacer = pacer
         self._micro_batches = micro_batches
+        self.most_in_flight = steps_of_round(micro_batches)
         self._speculation = speculation
         self.bounds = FairBounds(config.max_waiting, config.max_waiting_tokens)
         self.measures = Measures()
@@ -135,6 +137,8 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, or None when no sequence can run before another step has ended."""
+        if self._in_flight >= self._micro_batches and not self._reads():
+            return None
         self._admissions, self._updates = [], []
         if self._waiting:
             self._reclaim()
@@ -164,7 +168,10 @@ class Scheduler:
             budget = min(budget, allowed)
         drafts: Drafts = {}
         if prompts or arriving:
-            self._prompt_rows(prompts, batch, share, budget)
+            # Steps as long as each other, and the first of them soon handed on to the next stage.
+            self._prompt_rows(
+                prompts, batch, share, min(budget, -(-self._config.max_batch_tokens // self.most_in_flight))
+            )
         elif self._speculation is not None and batch:
             room = min(budget, max(self._config.max_running, _MOST_SAMPLES) - len(batch))
             drafts = self._speculation.drafts(batch, room, self._extend)
@@ -202,6 +209,12 @@ class Scheduler:
             if sequence.cancelled or sequence.parked:
                 self._leave(sequence)
         return outputs
+
+    def _reads(self) -> bool:
+        """Whether there is a prompt to read."""
+        return bool(self._waiting and self._free_slots) or any(
+            len(sequence.tokens) - sequence.planned > 1 for sequence in self._running
+        )
 
     @property
     def _shared(self) -> bool:

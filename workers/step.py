@@ -19,8 +19,8 @@ class Step:
     """A planned step and the sequences of its rows, with the tokens of each that are computed after it.
 
     `sampled` are those that get a token, and one more for each guess of their `drafts` that turns out right; there are
-    `drafted` guesses in all. `prompt_tokens` were read beside one token each of sequences that decode, of which the
-    replica has `decoding` in all steps in flight together.
+    `drafted` guesses in all. `prompt_tokens` were read beside one token each of `decoded` sequences that decode, of
+    which the replica has `decoding` in all steps in flight together.
     """
 
     plan: StepPlan
@@ -30,6 +30,7 @@ class Step:
     drafts: tuple[list[int], ...]
     drafted: int
     decoding: int
+    decoded: int
     prompt_tokens: int
 
     @property
@@ -92,4 +93,4 @@ def make_step(
     )
     sequences = tuple(sequence for sequence, _ in batch)
     read = len(tokens) - decoded - drafted
-    return Step(plan, sequences, tuple(ends), tuple(sampled), tuple(guessed), drafted, decoding, read)
+    return Step(plan, sequences, tuple(ends), tuple(sampled), tuple(guessed), drafted, decoding, decoded, read)

@@ -19,7 +19,7 @@ class Clock:
         """Returns the seconds that it took."""
         self.pacer.started(prompt_tokens)
         seconds = slower * (prompt_tokens * TOKEN_S + (DECODE_S if decoding else 0))
-        self.pacer.finished(decoding, prompt_tokens, self.now, self.now + seconds)
+        self.pacer.finished(decoding, decoding, prompt_tokens, self.now, self.now + seconds)
         self.now += seconds
         return seconds
 
@@ -92,9 +92,9 @@ def test_a_step_beside_a_prompt_in_another_stage_says_nothing_about_decoding() -
     pacer = Pacer(2.5, micro_batches=2)
     pacer.started(0)
     pacer.started(64)
-    pacer.finished(1, 0, start=0.0, end=0.5)
+    pacer.finished(1, 1, 0, start=0.0, end=0.5)
     assert pacer.prompt_tokens(1, 1) == 0
-    pacer.finished(1, 64, start=0.1, end=0.6)
+    pacer.finished(1, 1, 64, start=0.1, end=0.6)
     pacer.started(0)
-    pacer.finished(1, 0, start=0.6, end=0.7)
+    pacer.finished(1, 1, 0, start=0.6, end=0.7)
     assert pacer.prompt_tokens(1, 1) == MIN_CHUNK

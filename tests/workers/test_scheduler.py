@@ -113,6 +113,24 @@ def test_many_waiting_sequences_do_not_take_a_stage_its_share() -> None:
     assert len(first.sequences) == 2
 
 
+def test_one_step_more_is_in_flight_while_prompts_are_read() -> None:
+    replica = Replica(2, 400, EngineConfig(max_running=8, max_batch_tokens=30))
+    prompt = [number % VOCAB for number in range(100)]
+    for key in range(4):
+        replica.add(key, prompt, count=20)
+    replica.fill()
+    # In equal parts, so that no stage waits for the others.
+    assert [step.prompt_tokens for step, *_ in replica.in_flight] == [10, 10, 10]
+    most = 0
+    while replica.in_flight:
+        replica.finish()
+        replica.fill()
+        if not any(step.prompt_tokens for step, *_ in replica.in_flight):
+            most = max(most, len(replica.in_flight))
+    assert most == 2
+    assert all(replica.tokens_of(key) == alone(prompt, 20) for key in range(4))
+
+
 def test_a_parked_sequence_gives_back_all_it_has_and_goes_on_with_the_token_after_its_last() -> None:
     replica = Replica(1)
     replica.add(0, [1, 2, 3], 30)

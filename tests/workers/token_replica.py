@@ -101,15 +101,18 @@ class Replica:
     def finish(self) -> None:
         step, tokens, started = self.in_flight.popleft()
         self.now += 0.01 + 0.001 * len(step.plan.tokens)
-        seconds = self.pacer.finished(step.decoding, step.prompt_tokens, started, self.now, step.drafted)
+        seconds = self.pacer.finished(step.decoding, step.decoded, step.prompt_tokens, started, self.now, step.drafted)
         if self.speculation is not None:
             self.speculation.finished(len(step.sampled), step.drafted, step.prompt_tokens, seconds)
         self._keep(self.scheduler.commit(step, tokens, [None] * len(tokens)))
         self.blocks.check()
 
-    def advance(self) -> None:
-        while len(self.in_flight) < self.micro_batches and self.launch():
+    def fill(self) -> None:
+        while len(self.in_flight) < self.scheduler.most_in_flight and self.launch():
             pass
+
+    def advance(self) -> None:
+        self.fill()
         if self.in_flight:
             self.finish()
 
