@@ -154,7 +154,7 @@ struct RoundedGroup {
     I32 codes[2];
     float scale;
 
-    RoundedGroup(const float* x, long size) {
+    PHX_INLINE RoundedGroup(const float* x, long size) {
         float last[GROUP] = {};
         if (size < GROUP) {
             std::memcpy(last, x, std::max<long>(0, size) * sizeof(float));
@@ -167,7 +167,7 @@ struct RoundedGroup {
         for (int half = 0; half < 2; ++half) codes[half] = to_int(mul(source[half], inverse));
         scale = most / 127.0f;
     }
-    F32 values(int half) const { return mul(to_float(codes[half]), set1(scale)); }
+    PHX_INLINE F32 values(int half) const { return mul(to_float(codes[half]), set1(scale)); }
 };
 
 // Rows of int8 for weights in groups of BITS: [depth / 4][rows of the tile][4] codes. For every 32 inputs, as [depth / 32][rows of

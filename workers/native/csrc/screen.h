@@ -19,7 +19,7 @@ namespace phx {
 class Screen {
   public:
     Screen(const PhxScreen& screen, const Weight* head, const PhxShape& shape, int threads)
-        : s_(screen), head_(head), shape_(shape), threads_(threads), stride_(round_up(shape.vocab, LANES)),
+        : s_(screen), head_(head), shape_(shape), stride_(round_up(shape.vocab, LANES)),
           width_(s_.copy != nullptr ? round_up(s_.copy->depth + 1, LINE) : 0), near_(threads), probe_(threads), computed_(threads),
           most_(there() ? FEW_ROWS * stride_ : 0), turned_(there() ? FEW_ROWS * width_ : 0) {
         for (int thread = 0; there() && thread < threads; ++thread) {
@@ -189,7 +189,6 @@ class Screen {
     const PhxScreen s_;
     const Weight* head_;
     const PhxShape shape_;
-    const int threads_;
     const long stride_, width_;
     std::vector<Buffer<float>> rows_;   // by thread: [FEW_ROWS, hidden]
     std::vector<Input> inputs_;         // by thread: of the copy
