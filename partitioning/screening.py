@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partitioning.quantised import GROUP
-
+_GROUP = 32  # as in partitioning/quantised.py, which needs torch
 SCREENED_ROWS = 4  # for so many at once
-_PARTS = 3  # floats of an output that say how far off its copy is
+PARTS = 3  # of an output's weights: how far off the copy of each is, is a float
 # Limits widen with the root of the inputs; up to here 4 bits are enough if rows are turned, and turning them is quick.
 _MOST_TURNED = 1024
 _FEWEST_OUTPUTS = 16  # for each input, for turning to be little beside reading the copy
@@ -25,12 +24,12 @@ class ScreenShape:
     @property
     def columns(self) -> int:
         """Inputs of the copy, which turned rows fill up to whole groups and have a group more of."""
-        return -(-self.inputs // GROUP) * GROUP + GROUP if self.turned else self.inputs
+        return -(-self.inputs // _GROUP) * _GROUP + _GROUP if self.turned else self.inputs
 
     @property
     def bytes(self) -> int:
         turn = 4 * (self.columns + 1) * self.inputs if self.turned else 0
-        return round(self.outputs * (self.columns * (self.bits + 0.5) / 8 + 4 * _PARTS) + turn)
+        return round(self.outputs * (self.columns * (self.bits + 0.5) / 8 + 4 * PARTS) + turn)
 
     def bytes_read(self, size: float) -> float:
         """To find the best outputs of a head of `size` bytes a parameter."""

@@ -36,9 +36,9 @@ _MOST_SAMPLES = 32  # with guesses, of which a step may have more than sequences
 class Scheduler:
     """Owns the sequences and the KV blocks of one replica.
 
-    `micro_batches` steps are in flight at once (one a pipeline stage), and with several stages one more while prompts
-    are read: steps with prompts differ in length, and a stage that waits for the tokens of a long one has something to
-    do. A prompt's chunks may follow each other through the stages; a decode waits for its token.
+    `micro_batches` steps are in flight at once (one a pipeline stage), with several one more while prompts are read, as
+    steps then differ in length and a stage would wait for the tokens of a long one. A prompt's chunks may follow each
+    other through the stages; a decode waits for its token.
     """
 
     def __init__(
@@ -137,8 +137,6 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, or None when no sequence can run before another step has ended."""
-        if self._in_flight >= self._micro_batches and not self._reads():
-            return None
         self._admissions, self._updates = [], []
         if self._waiting:
             self._reclaim()
@@ -156,22 +154,21 @@ class Scheduler:
             prompts.sort(key=Sequence.order)
         decoding = len(self._running) - len(prompts)
         arriving = min(len(self._waiting), len(self._free_slots))
+        if self._in_flight >= self._micro_batches and not (prompts or arriving):
+            return None
         # A fair share for every micro-batch keeps all pipeline stages busy.
         share = -(-(len(self._running) + arriving) // self._micro_batches)
         budget = self._config.max_batch_tokens
         reserved = min(MIN_CHUNK, budget // 2) if prompts or arriving else 0
         batch = self._decode_rows(decodes, min(share, budget - reserved))
-        decoded = len(batch)
-        budget -= decoded
+        budget -= (decoded := len(batch))
         allowed = self._pacer.prompt_tokens(decoding, len(prompts) + arriving)
         if allowed is not None and (batch or self._in_flight):
             budget = min(budget, allowed)
         drafts: Drafts = {}
         if prompts or arriving:
-            # Steps as long as each other, and the first of them soon handed on to the next stage.
-            self._prompt_rows(
-                prompts, batch, share, min(budget, -(-self._config.max_batch_tokens // self.most_in_flight))
-            )
+            even = -(-self._config.max_batch_tokens // self.most_in_flight)  # no stage waits long for the first step
+            self._prompt_rows(prompts, batch, share, min(budget, even))
         elif self._speculation is not None and batch:
             room = min(budget, max(self._config.max_running, _MOST_SAMPLES) - len(batch))
             drafts = self._speculation.drafts(batch, room, self._extend)
@@ -209,12 +206,6 @@ class Scheduler:
             if sequence.cancelled or sequence.parked:
                 self._leave(sequence)
         return outputs
-
-    def _reads(self) -> bool:
-        """Whether there is a prompt to read."""
-        return bool(self._waiting and self._free_slots) or any(
-            len(sequence.tokens) - sequence.planned > 1 for sequence in self._running
-        )
 
     @property
     def _shared(self) -> bool:

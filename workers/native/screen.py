@@ -5,16 +5,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from ctypes import Structure, c_float, c_long, c_void_p
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from partitioning.quantised import GROUP, Quantised
-from partitioning.screening import ScreenShape, screen_shape
+from partitioning.screening import PARTS, ScreenShape, screen_shape
 from workers.model.weights import Matrix
 from workers.native.weights import EIGHT_BITS, FOUR_BITS, LANES, NativeWeight, padded_to_lanes
 
-_PARTS = 3
 _ROWS = 4096  # of the head at a time
 _SAMPLED = 8  # rows of the head for each input, from which its directions are found
 _KEPT = {4: 16.0, 8: 256.0}  # a copy is about so many times as long as what it loses, by bits
@@ -28,9 +28,9 @@ class ScreenOf(Structure):
         ("copy", c_void_p),
         ("turn", c_void_p),
         ("common", c_float),
-        ("ends", c_long * _PARTS),
+        ("ends", c_long * PARTS),
         ("lost", c_void_p),
-        ("kept", c_float * _PARTS),
+        ("kept", c_float * PARTS),
     )
 
 
@@ -56,48 +56,65 @@ class Screen:
     def __init__(self, native: ctypes.CDLL, head: Matrix, shape: ScreenShape) -> None:
         outputs, inputs = head.shape
         self.shape = shape
-        self.turn: Tensor | None = None
-        turned = inputs
-        if shape.turned:
-            directions, common = _directions(head)
-            turned = directions.shape[1]
-            self.turn = torch.cat([directions.T, directions.T[-GROUP:], common.unsqueeze(0)])
-            self.turn = torch.nn.functional.pad(self.turn, (0, -inputs % LANES)).contiguous()
+        turn = _Turn.of(head) if shape.turned else None
+        self.turn = None if turn is None else turn.table()
+        copied = inputs if turn is None else turn.directions.shape[1]
         kind = FOUR_BITS if shape.bits == 4 else EIGHT_BITS
         self._copy = NativeWeight(native, kind, outputs, shape.columns, panels=-(-outputs // LANES))
-        self.ends, kept = _parts(turned, shape)
+        ends, kept = _parts(copied, shape)
         lost = []
         for begin, rows in _rows(head):
-            length = torch.zeros(len(rows))
-            if shape.turned:
-                rows = rows - common
-                length = rows.norm(dim=1)
-                rows = rows @ directions
-            changed, held = torch.empty(2, len(rows), -(-turned // GROUP))
+            slack = torch.zeros(len(rows))
+            if turn is not None:
+                rows = rows - turn.common
+                slack = rows.norm(dim=1) * inputs * 2**-22  # of turning in float32
+                rows = rows @ turn.directions
+            values = rows.contiguous()
+            changed, held = torch.empty(2, len(rows), -(-copied // GROUP))
             native.phx_weight_round(
                 self._copy.address,
-                rows.contiguous().data_ptr(),
+                values.data_ptr(),
                 len(rows),
-                turned,
+                copied,
                 begin // LANES,
                 changed.data_ptr(),
                 held.data_ptr(),
             )
-            slack = length * inputs * 2**-22  # of turning in float32
-            lost.append(torch.stack(list(_limits(changed, held, self.ends, kept, slack))))
+            lost.append(torch.stack(list(_limits(changed, held, ends, kept, slack))))
         self.lost = torch.stack([padded_to_lanes(part) for part in torch.cat(lost, dim=1) * _ROUNDED_UP])
-        self._of = ScreenOf(
+        self.native = ScreenOf(
             copy=self._copy.address,
             turn=None if self.turn is None else self.turn.data_ptr(),
-            common=0.0 if self.turn is None else float(common.norm()) * _ROUNDED_UP,
-            ends=(c_long * _PARTS)(*self.ends),
+            common=0.0 if turn is None else float(turn.common.norm()) * _ROUNDED_UP,
+            ends=(c_long * PARTS)(*ends),
             lost=self.lost.data_ptr(),
-            kept=(c_float * _PARTS)(*kept),
+            kept=(c_float * PARTS)(*kept),
         )
 
-    @property
-    def native(self) -> ScreenOf:
-        return self._of
+
+@dataclass(frozen=True)
+class _Turn:
+    """`directions` [inputs, zeros and inputs]: an orthonormal basis, from where rows differ most from one another to
+    where they do least (Pearson, 1901), behind zeros up to a whole group. `common` [inputs]: the mean row."""
+
+    directions: Tensor
+    common: Tensor
+
+    @classmethod
+    def of(cls, head: Matrix) -> _Turn:
+        """Any would do: some of the rows are asked."""
+        outputs, inputs = head.shape
+        rows = _some(head, torch.arange(0, outputs, max(1, outputs // (_SAMPLED * inputs))))
+        common = rows.mean(dim=0)
+        rows = rows - common
+        _, vectors = torch.linalg.eigh((rows.T @ rows).double())
+        return cls(torch.nn.functional.pad(vectors.flip(1).float(), (-inputs % GROUP, 0)), common)
+
+    def table(self) -> Tensor:
+        """See `Screen`; filled up to 16 inputs."""
+        rows = self.directions.T
+        rows = torch.cat([rows, rows[-GROUP:], self.common.unsqueeze(0)])
+        return torch.nn.functional.pad(rows, (0, -rows.shape[1] % LANES)).contiguous()
 
 
 def _rows(head: Matrix) -> Iterator[tuple[int, Tensor]]:
@@ -110,24 +127,12 @@ def _some(head: Matrix, which: Tensor) -> Tensor:
     return head[which].float() if isinstance(head, Tensor) else head.rows(which).dequantise()
 
 
-def _directions(head: Matrix) -> tuple[Tensor, Tensor]:
-    """[inputs, zeros and inputs]: an orthonormal basis, from where rows differ most from one another to where they do
-    least (Pearson, 1901), behind zeros up to a whole group; and the mean row. Any would do: some of the rows are asked.
-    """
-    outputs, inputs = head.shape
-    rows = _some(head, torch.arange(0, outputs, max(1, outputs // (_SAMPLED * inputs))))
-    common = rows.mean(dim=0)
-    rows = rows - common
-    _, vectors = torch.linalg.eigh((rows.T @ rows).double())
-    return torch.nn.functional.pad(vectors.flip(1).float(), (-inputs % GROUP, 0)), common
-
-
 def _parts(inputs: int, shape: ScreenShape) -> tuple[list[int], list[float]]:
     """Where parts end, and how long copies are beside what they lose. The last part of turned rows is one group, held
     twice."""
     groups, usual = -(-inputs // GROUP), _KEPT[shape.bits]
     if not shape.turned:
-        return [part * groups // _PARTS * GROUP for part in range(1, _PARTS + 1)], [usual] * _PARTS
+        return [part * groups // PARTS * GROUP for part in range(1, PARTS + 1)], [usual] * PARTS
     return [groups // 2 * GROUP, (groups - 1) * GROUP, groups * GROUP], [usual, usual, usual**2]
 
 
