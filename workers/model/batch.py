@@ -81,10 +81,6 @@ class BatchBuilder:
         """[n, max_blocks], in host memory."""
         return self._tables[slots]
 
-    def blocks(self, position: int) -> int:
-        """Of a sequence up to a position."""
-        return position // self.block_size + 1
-
     def build(self, plan: StepPlan) -> Batch:
         slots, starts, counts, samples = torch.from_numpy(plan.rows).long().unbind(1)  # [sequences] each
         ends = counts.cumsum(0)

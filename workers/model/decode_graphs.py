@@ -82,7 +82,7 @@ class DecodeGraphs:
             return None
         slots, positions = torch.from_numpy(plan.rows).long().unbind(1)[:2]
         count = len(slots)
-        sequences, blocks = _shape(count, self._batches.blocks(int(positions.max())))
+        sequences, blocks = _shape(count, int(positions.max()) // self._batches.block_size + 1)
         if sequences * blocks * self._batches.block_size > _MOST_TOKENS:
             return None
         inputs = torch.full((sequences, 2 + blocks), self._spare)

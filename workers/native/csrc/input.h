@@ -58,27 +58,26 @@ struct Input {
 
     // Its product with a weight: what gemm.h's function of this name does.
     template <class Finish> void product(Team& team, int thread, long rows, const Weight& w, Finish finish) const {
-        switch (w.format) {
-            case Format::Float32: phx::product(team, thread, as<float>(rows), rows, w, finish); break;
-            case Format::BFloat16: phx::product(team, thread, as<bf16>(rows), rows, w, finish); break;
-            case Format::Channels: phx::product(team, thread, tokens(rows), rows, w, finish); break;
-            case Format::Int8: phx::product(team, thread, groups<8>(rows, w.depth), rows, w, finish); break;
-            case Format::Int4: phx::product(team, thread, groups<4>(rows, w.depth), rows, w, finish); break;
-        }
+        read_by(w, rows, [&](const auto& in) { phx::product(team, thread, in, rows, w, finish); });
     }
 
     // One panel of it, for few rows.
     template <class Finish> void panel(long rows, const Weight& w, long n, Finish finish) const {
-        switch (w.format) {
-            case Format::Float32: return panels_of(as<float>(rows), rows, w, n, n + 1, finish);
-            case Format::BFloat16: return panels_of(as<bf16>(rows), rows, w, n, n + 1, finish);
-            case Format::Channels: return panels_of(tokens(rows), rows, w, n, n + 1, finish);
-            case Format::Int8: return panels_of(groups<8>(rows, w.depth), rows, w, n, n + 1, finish);
-            case Format::Int4: return panels_of(groups<4>(rows, w.depth), rows, w, n, n + 1, finish);
-        }
+        read_by(w, rows, [&](const auto& in) { panels_of(in, rows, w, n, n + 1, finish); });
     }
 
   private:
+    // Calls work(rows) with `count` rows in the form that `reader` asks for.
+    template <class Work> void read_by(const Weight& reader, long count, Work work) const {
+        switch (reader.format) {
+            case Format::Float32: return work(as<float>(count));
+            case Format::BFloat16: return work(as<bf16>(count));
+            case Format::Channels: return work(tokens(count));
+            case Format::Int8: return work(groups<8>(count, reader.depth));
+            case Format::Int4: return work(groups<4>(count, reader.depth));
+        }
+    }
+
     template <class T> static void put_as(const Rows<T>& to, long m, const float* x, long size) {
         for (long i = 0; i < size; i += LANES) to.put(m, i, load(x + i), size - i);
     }
