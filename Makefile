@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+TEST_STAMP := $(VENV)/.set-up-tests
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 # Of `make image`: which image, what builds it (docker, podman or buildah), from which base if not from the Dockerfile's,
@@ -33,10 +34,15 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup  ## Start a local two-rank cluster, ask it a question, stream the answer
 	@$(BIN)/phalanx demo
 
-test: setup lint  ## Lint, types and the tests
+$(TEST_STAMP): $(STAMP)
+	@echo "Installing Triton, whose interpreter and compiler test the kernels for GPUs"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[kernels]'
+	@touch $@
+
+test: setup $(TEST_STAMP) lint  ## Lint, types and the tests
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-all: setup lint  ## The same with every layout of every model
+test-all: setup $(TEST_STAMP) lint  ## The same with every layout of every model
 	@$(BIN)/python -m pytest
 
 test-kube: setup  ## The chart's pods on the image of `make image BUILDER=podman` (needs root and podman)

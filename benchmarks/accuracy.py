@@ -35,6 +35,7 @@ from partitioning.settings import plan_settings
 from partitioning.topology import local_topology
 from workers.collectives import SoloGroup
 from workers.local import local_replica
+from workers.model.kernels import kernels_for
 from workers.model.stage import Stage, TorchStage
 from workers.model.weights import WeightReader
 from workers.native import stage as native
@@ -162,7 +163,8 @@ def stage_of(plan: Plan, sequences: int) -> Stage:
         device = torch.device("cpu")
         if (built := library()) is not None and native.supports(plan, device):
             return native.NativeStage(built, weights, plan, plan.ranks[0], config, SoloGroup())
-        return TorchStage(weights, plan, plan.ranks[0], config, SoloGroup(), device)
+        kernels = kernels_for(plan, plan.ranks[0], device)
+        return TorchStage(weights, plan, plan.ranks[0], config, SoloGroup(), device, kernels)
 
 
 def _steps(windows: np.ndarray) -> Iterator[StepPlan]:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+# Triton looks when it is imported whether its kernels are to be interpreted, on the CPU. Every test may be the first.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from cluster.models import resolve_model
 from tests.tiny_models import make_tiny

@@ -10,7 +10,7 @@ import torch
 from partitioning.checkpoint import Checkpoint
 from partitioning.plan import Plan
 from workers.collectives import Group
-from workers.model.decode_graphs import recorder
+from workers.model.kernels import kernels_for
 from workers.model.stage import Stage, TorchStage
 from workers.model.weights import WeightReader
 from workers.native import stage as native
@@ -40,7 +40,8 @@ def make_stage(
     if all_native and (built := library()) is not None and native.supports(plan, device):
         other = beside if isinstance(beside, native.NativeStage) else None
         return native.NativeStage(built, weights, plan, plan.ranks[rank], config, group, other)
-    return TorchStage(weights, plan, plan.ranks[rank], config, group, device, recorder(device, group))
+    kernels = kernels_for(plan, plan.ranks[rank], device)
+    return TorchStage(weights, plan, plan.ranks[rank], config, group, device, kernels)
 
 
 class Runner:

@@ -1,12 +1,14 @@
-"""Paged attention over a flat batch: the one place that picks an attention back-end."""
+"""Attention in torch over a paged cache: sequences' blocks are copied together, and what may be seen is a mask."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workers.model.batch import Batch, Chunk, Decodes
+from workers.model.batch import Sequences
 from workers.model.kept_rows import KeptRows
 
 
@@ -14,32 +16,112 @@ class KVCache:
     """The KV blocks of one layer."""
 
     def __init__(self, keys: KeptRows, values: KeptRows) -> None:
-        self._keys, self._values = keys, values
+        self.keys, self.values = keys, values
 
     def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keeps keys and values [n, kv_heads, head_dim] at slots [n]; returns them as they will be read."""
-        return self._keys.write(slots, keys), self._values.write(slots, values)
+        return self.keys.write(slots, keys), self.values.write(slots, values)
 
     def read(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the blocks, one after the other: [len(blocks) * block_size, kv_heads, head_dim]."""
-        return self._keys.read(blocks), self._values.read(blocks)
+        return self.keys.read(blocks), self.values.read(blocks)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, batch: Batch, window: int) -> Tensor:
-    """Writes k and v to the cache and attends.
+@dataclass(frozen=True)
+class Decodes:
+    """Sequences with one token in this step, and contexts of similar length.
 
-    q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; returns [tokens, heads, head_dim]. Each query looks
-    at its own sequence up to itself, within `window` tokens if that is not 0.
+    rows [n]: their tokens' places in the flat batch. blocks [n * blocks]: their block tables, padded to the longest.
+    masks: by sliding window, [n, 1, 1, blocks * block_size], True where the token may look.
     """
-    # A prompt looks at its keys and values as they are kept, however it is cut into chunks.
-    k, v = cache.write(batch.cache_slots, k, v)
+
+    rows: Tensor
+    blocks: Tensor
+    masks: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A sequence with several tokens in this step, [start, stop) of the flat batch, at positions from `position` on.
+
+    blocks [blocks]: its block table. masks: by sliding window, [tokens, context], or None where plain causal.
+    """
+
+    start: int
+    stop: int
+    position: int
+    blocks: Tensor
+    masks: dict[int, Tensor | None]
+
+    @property
+    def context(self) -> int:
+        """Tokens of the sequence up to the end of the chunk."""
+        return self.position + self.stop - self.start
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    decodes: tuple[Decodes, ...]
+    chunks: tuple[Chunk, ...]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, plan: AttentionPlan, window: int) -> Tensor:
+    """q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim] as the cache has them; returns [tokens, heads,
+    head_dim]. Each query looks at its own sequence up to itself, within `window` tokens if that is not 0.
+    """
     out = torch.empty_like(q)
-    for group in batch.decodes:
+    for group in plan.decodes:
         out[group.rows] = _decode(q[group.rows], cache, group, window)
-    for chunk in batch.chunks:
+    for chunk in plan.chunks:
         here = slice(chunk.start, chunk.stop)
         out[here] = _prefill(q[here], k[here], v[here], cache, chunk, window)
     return out
+
+
+def attention_plan(sequences: Sequences, block_size: int, windows: frozenset[int]) -> AttentionPlan:
+    """`windows` are the distinct sliding windows of the rank's layers (0 for full attention)."""
+    counts = sequences.counts
+    return AttentionPlan(
+        _decodes(sequences, (counts == 1).nonzero()[:, 0], block_size, windows),
+        tuple(_chunk(sequences, number, block_size, windows) for number in (counts > 1).nonzero()[:, 0].tolist()),
+    )
+
+
+def _decodes(sequences: Sequences, which: Tensor, block_size: int, windows: frozenset[int]) -> tuple[Decodes, ...]:
+    """One group for each power of two of the context's blocks, so that no context is padded to twice its length."""
+    if not len(which):
+        return ()
+    device = sequences.tables.device
+    blocks = sequences.starts[which] // block_size + 1
+    bucket = torch.ceil(torch.log2(blocks.float())).int()
+    groups = []
+    for value in sorted(set(bucket.tolist())):
+        members, width = which[bucket == value], int(blocks[bucket == value].max())
+        rows, slots, positions = (x[members].to(device) for x in (sequences.firsts, sequences.slots, sequences.starts))
+        behind = positions.unsqueeze(1) - torch.arange(width * block_size, device=device)  # how far back each key is
+        groups.append(
+            Decodes(
+                rows=rows,
+                blocks=sequences.tables[slots, :width].reshape(-1),
+                masks={window: _allowed(behind, window)[:, None, None] for window in windows},
+            )
+        )
+    return tuple(groups)
+
+
+def _chunk(sequences: Sequences, number: int, block_size: int, windows: frozenset[int]) -> Chunk:
+    slot, position, start, count = (
+        int(x[number]) for x in (sequences.slots, sequences.starts, sequences.firsts, sequences.counts)
+    )
+    device, context = sequences.tables.device, position + count
+    behind = torch.arange(position, context, device=device)[:, None] - torch.arange(context, device=device)
+    return Chunk(
+        start=start,
+        stop=start + count,
+        position=position,
+        blocks=sequences.tables[slot, : -(-context // block_size)],
+        masks={w: None if position == 0 and (not w or context <= w) else _allowed(behind, w) for w in windows},
+    )
 
 
 def _decode(q: Tensor, cache: KVCache, group: Decodes, window: int) -> Tensor:
@@ -68,3 +150,8 @@ def _prefill(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, chunk: Chunk, wind
         enable_gqa=True,
     )
     return out.squeeze(0).transpose(0, 1)
+
+
+def _allowed(behind: Tensor, window: int) -> Tensor:
+    causal = behind >= 0
+    return causal & (behind < window) if window else causal

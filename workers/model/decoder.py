@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from workers.model.batch import Batch
-from workers.model.layers import Block, Embedding, Linear, Norm
+from workers.model.kernels import Linear
+from workers.model.layers import Block, Embedding, Norm
 from workers.model.rope import RotaryTable
 
 
@@ -24,9 +25,10 @@ class Decoder:
     def hidden(self, x: Tensor, batch: Batch, layers: int | None = None) -> Tensor:
         """x [tokens, hidden] through this stage's layers, or so many of the first."""
         rotary = self.rotary.at(batch.positions)
+        delta = None
         for block in self.blocks[:layers]:
-            x = block(x, rotary, batch)
-        return x
+            x, delta = block(x, delta, rotary, batch)
+        return x if delta is None else x + delta
 
     def logits(self, x: Tensor) -> Tensor:
         """x [samples, hidden] → [samples, this rank's vocabulary rows], float32."""

@@ -7,11 +7,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_LARGEST_CODE = 127
-_LEAST = 1e-30  # the largest magnitude of a vector counts as at least this, so that zeros have a scale
+LARGEST_CODE = 127
+LEAST = 1e-30  # the largest magnitude of a vector counts as at least this, so that zeros have a scale
 
 
 class KeptRows(Protocol):
+    """`kept` [blocks, block_size, kv_heads, head_dim], times `scales` [blocks, block_size, kv_heads, 1] if there are
+    any."""
+
+    @property
+    def kept(self) -> Tensor: ...
+
+    @property
+    def scales(self) -> Tensor | None: ...
+
     def write(self, slots: Tensor, rows: Tensor) -> Tensor:
         """Keeps rows [n, kv_heads, head_dim] at slots [n]; returns them as they will be read."""
         ...
@@ -24,17 +33,19 @@ class KeptRows(Protocol):
 class FloatRows:
     """Rows in the type of the activations."""
 
+    scales = None
+
     def __init__(
         self, blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._rows = torch.zeros(blocks, block_size, kv_heads, head_dim, dtype=dtype, device=device)
+        self.kept = torch.zeros(blocks, block_size, kv_heads, head_dim, dtype=dtype, device=device)
 
     def write(self, slots: Tensor, rows: Tensor) -> Tensor:
-        self._rows.flatten(0, 1).index_copy_(0, slots, rows)
+        self.kept.flatten(0, 1).index_copy_(0, slots, rows)
         return rows
 
     def read(self, blocks: Tensor) -> Tensor:
-        return self._rows.index_select(0, blocks).flatten(0, 1)
+        return self.kept.index_select(0, blocks).flatten(0, 1)
 
 
 class Int8Rows:
@@ -44,21 +55,21 @@ class Int8Rows:
     def __init__(
         self, blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._codes = torch.zeros(blocks, block_size, kv_heads, head_dim, dtype=torch.int8, device=device)
-        self._scales = torch.zeros(blocks, block_size, kv_heads, 1, dtype=torch.float32, device=device)
+        self.kept = torch.zeros(blocks, block_size, kv_heads, head_dim, dtype=torch.int8, device=device)
+        self.scales = torch.zeros(blocks, block_size, kv_heads, 1, dtype=torch.float32, device=device)
         self._dtype = dtype
 
     def write(self, slots: Tensor, rows: Tensor) -> Tensor:
         wide = rows.float()
         most = wide.abs().amax(dim=2, keepdim=True)
-        codes = (wide * (_LARGEST_CODE / most.clamp(min=_LEAST))).round().to(torch.int8)
-        scales = most / _LARGEST_CODE
-        self._codes.flatten(0, 1).index_copy_(0, slots, codes)
-        self._scales.flatten(0, 1).index_copy_(0, slots, scales)
+        codes = (wide * (LARGEST_CODE / most.clamp(min=LEAST))).round().to(torch.int8)
+        scales = most / LARGEST_CODE
+        self.kept.flatten(0, 1).index_copy_(0, slots, codes)
+        self.scales.flatten(0, 1).index_copy_(0, slots, scales)
         return self._floats(codes, scales)
 
     def read(self, blocks: Tensor) -> Tensor:
-        codes, scales = (kept.index_select(0, blocks).flatten(0, 1) for kept in (self._codes, self._scales))
+        codes, scales = (kept.index_select(0, blocks).flatten(0, 1) for kept in (self.kept, self.scales))
         return self._floats(codes, scales)
 
     def _floats(self, codes: Tensor, scales: Tensor) -> Tensor:

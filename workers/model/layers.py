@@ -9,33 +9,25 @@ from torch.nn import functional as F
 
 from partitioning.plan import Span
 from partitioning.quantised import Codes
-from partitioning.rotary import rotate
 from workers.collectives import Group
-from workers.model.attention import KVCache, attend
+from workers.model.attention import KVCache
 from workers.model.batch import Batch
-from workers.model.readers import Readers
+from workers.model.kernels import HeadNorms, Kernels, Linear, Rotary
 from workers.model.weights import Matrix
 
 
 class Norm:
     """Root-mean-square norm (Zhang & Sennrich, 2019) over the last dimension."""
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight, self._eps = weight, eps
+    def __init__(self, weight: Tensor, eps: float, kernels: Kernels) -> None:
+        self.weight, self.eps, self._kernels = weight, eps, kernels
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self._weight.shape, self._weight, self._eps)
+        return self._kernels.norm(x, self.weight, self.eps)
 
-
-class Linear:
-    """x [tokens, in] → [tokens, out], with the weight [out, in]; a quantised one is expanded at each call."""
-
-    def __init__(self, weight: Matrix, bias: Tensor | None = None) -> None:
-        self._weight, self._bias = weight, bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        weight = self._weight
-        return F.linear(x, weight.dequantise().to(x.dtype) if isinstance(weight, Codes) else weight, self._bias)
+    def of_sum(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + delta, and its norm."""
+        return (x, self(x)) if delta is None else self._kernels.add_norm(x, delta, self.weight, self.eps)
 
 
 class Embedding:
@@ -60,59 +52,54 @@ class Embedding:
 
 
 class Attention:
-    """Grouped-query attention over this rank's heads, of which `readers[i]` read KV head i.
+    """Grouped-query attention over this rank's heads.
 
-    qkv [(heads + 2 * kv_heads) * head_dim, hidden]; out [hidden, heads * head_dim].
+    qkv: hidden → (heads + 2 * kv_heads) * head_dim; out: heads * head_dim → hidden.
     """
 
     def __init__(
         self,
         qkv: Linear,
         out: Linear,
-        norms: tuple[Norm, Norm] | None,
-        readers: Readers,
+        norms: HeadNorms | None,
+        heads: int,
         head_dim: int,
         window: int,
         cache: KVCache,
+        kernels: Kernels,
         group: Group,
     ) -> None:
         self._qkv, self._out, self._norms = qkv, out, norms
-        self._readers, self._head_dim = readers, head_dim
-        self._window, self._cache, self._group = window, cache, group
+        self._heads, self._head_dim = heads, head_dim
+        self._window, self._cache, self._kernels, self._group = window, cache, kernels, group
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-        if not self._readers.heads:  # more ranks than query heads: this one only takes part in the sum
+    def __call__(self, x: Tensor, rotary: Rotary, batch: Batch) -> Tensor:
+        if not self._heads:  # more ranks than query heads: this one only takes part in the sum
             return self._group.all_reduce(torch.zeros_like(x))
-        heads, kv_heads = self._readers.heads, self._readers.kv_heads
-        qkv = self._qkv(x).view(len(x), heads + 2 * kv_heads, self._head_dim)
-        qk, v = torch.split(qkv, [heads + kv_heads, kv_heads], dim=1)
-        if self._norms is not None:
-            q, k = torch.split(qk, [heads, kv_heads], dim=1)
-            qk = torch.cat([self._norms[0](q), self._norms[1](k)], dim=1)
-        q, k = torch.split(rotate(qk, *rotary), [heads, kv_heads], dim=1)
-        q = self._readers.evened(q)
-        out = self._readers.chosen(attend(q, k, v, self._cache, batch, self._window))
+        qkv = self._qkv(x).view(len(x), -1, self._head_dim)
+        out = self._kernels.attention(qkv, self._norms, rotary, self._cache, batch, self._window)
         return self._group.all_reduce(self._out(out.reshape(len(x), -1)))
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x)); gate_up [2 * columns, hidden] holds gate's rows, then up's."""
+    """down(silu(gate(x)) * up(x)); gate_up: hidden → 2 * columns, gate's first."""
 
-    def __init__(self, gate_up: Linear, down: Linear, group: Group) -> None:
-        self._gate_up, self._down, self._group = gate_up, down, group
+    def __init__(self, gate_up: Linear, down: Linear, kernels: Kernels, group: Group) -> None:
+        self._gate_up, self._down, self._kernels, self._group = gate_up, down, kernels, group
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
-        return self._group.all_reduce(self._down(F.silu(gate) * up))
+        return self._group.all_reduce(self._down(self._kernels.gated(self._gate_up(x))))
 
 
 class Block:
-    """One pre-norm decoder layer: x [tokens, hidden] → the same."""
+    """One pre-norm decoder layer, x [tokens, hidden] → the same. What is still to be added to x goes along with it, so
+    that the sum and the next norm are one operation."""
 
     def __init__(self, attention_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: GatedMLP) -> None:
         self._attention_norm, self._attention = attention_norm, attention
         self._mlp_norm, self._mlp = mlp_norm, mlp
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-        x = x + self._attention(self._attention_norm(x), rotary, batch)
-        return x + self._mlp(self._mlp_norm(x))
+    def __call__(self, x: Tensor, delta: Tensor | None, rotary: Rotary, batch: Batch) -> tuple[Tensor, Tensor]:
+        x, normed = self._attention_norm.of_sum(x, delta)
+        x, normed = self._mlp_norm.of_sum(x, self._attention(normed, rotary, batch))
+        return x, self._mlp(normed)

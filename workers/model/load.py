@@ -11,25 +11,25 @@ from workers.collectives import Group
 from workers.model.attention import KVCache
 from workers.model.decoder import Decoder
 from workers.model.kept_rows import FloatRows, Int8Rows
-from workers.model.layers import Attention, Block, Embedding, GatedMLP, Linear, Norm
-from workers.model.readers import Readers
+from workers.model.kernels import Kernels, Linear
+from workers.model.layers import Attention, Block, Embedding, GatedMLP, Norm
 from workers.model.rope import RotaryTable
 from workers.model.sparse import without_zeros
 from workers.model.weights import LayerWeights, Matrix, WeightReader, stacked
 
 
 def load_decoder(
-    weights: WeightReader, plan: Plan, rank: RankPlan, group: Group, max_position: int, device: torch.device
-) -> Decoder:
+    weights: WeightReader, plan: Plan, rank: RankPlan, kernels: Kernels, group: Group, max_position: int,
+    device: torch.device,
+) -> Decoder:  # fmt: skip
     """The decoder of `rank` of `plan`; `max_position` is the longest sequence that will be run."""
-    return _Loader(plan, rank, group, device).decoder(weights, max_position)
+    return _Loader(plan, rank, kernels, group, device).decoder(weights, max_position)
 
 
 class _Loader:
-    def __init__(self, plan: Plan, rank: RankPlan, group: Group, device: torch.device) -> None:
-        self._plan, self._rank, self._group, self._device = plan, rank, group, device
+    def __init__(self, plan: Plan, rank: RankPlan, kernels: Kernels, group: Group, device: torch.device) -> None:
+        self._plan, self._rank, self._kernels, self._group, self._device = plan, rank, kernels, group, device
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
-        self._readers = Readers(rank.readers(plan.model.group_size), device)
 
     def decoder(self, weights: WeightReader, max_position: int) -> Decoder:
         spec, ends = self._plan.model, weights.ends()
@@ -42,28 +42,29 @@ class _Loader:
             blocks=tuple(self._block(layer) for layer in weights.layers()),
             embedding=None if embedding is None else Embedding(embedding, self._rank.vocab, self._dtype, self._group),
             norm=None if ends.norm is None else self._norm(ends.norm),
-            head=None if ends.head is None or head is None else Linear(head),
+            head=None if ends.head is None or head is None else self._kernels.linear(head, None),
         )
 
     def _block(self, layer: LayerWeights) -> Block:
-        dim = self._plan.model.head_dim
+        norms = None
+        if layer.head_norms is not None:
+            norms = (self._on(layer.head_norms[0]), self._on(layer.head_norms[1]), self._plan.model.norm_eps)
         return Block(
             attention_norm=self._norm(layer.attention_norm),
             attention=Attention(
-                qkv=Linear(self._product(layer.qkv), None if layer.qkv_bias is None else self._on(layer.qkv_bias)),
-                out=Linear(self._product(layer.out)),
-                norms=None
-                if layer.head_norms is None
-                else (self._norm(layer.head_norms[0]), self._norm(layer.head_norms[1])),
-                readers=self._readers,
-                head_dim=dim,
+                qkv=self._linear(layer.qkv, layer.qkv_bias),
+                out=self._linear(layer.out),
+                norms=norms,
+                heads=len(self._rank.heads),
+                head_dim=self._plan.model.head_dim,
                 window=layer.window,
                 cache=self._cache(),
+                kernels=self._kernels,
                 group=self._group,
             ),
             mlp_norm=self._norm(layer.mlp_norm),
             mlp=GatedMLP(
-                Linear(self._product(stacked([layer.gate, layer.up]))), Linear(self._product(layer.down)), self._group
+                self._linear(stacked([layer.gate, layer.up])), self._linear(layer.down), self._kernels, self._group
             ),
         )
 
@@ -84,11 +85,12 @@ class _Loader:
         return KVCache(keys, values)
 
     def _norm(self, weight: Tensor) -> Norm:
-        return Norm(self._on(weight), self._plan.model.norm_eps)
+        return Norm(self._on(weight), self._plan.model.norm_eps, self._kernels)
 
-    def _product(self, matrix: Matrix) -> Matrix:
+    def _linear(self, matrix: Matrix, bias: Tensor | None = None) -> Linear:
         kept = self._matrix(matrix)
-        return kept if isinstance(kept, Codes) else without_zeros(kept)
+        kept = kept if isinstance(kept, Codes) else without_zeros(kept)
+        return self._kernels.linear(kept, None if bias is None else self._on(bias))
 
     def _matrix(self, matrix: Matrix) -> Matrix:
         return matrix.to(self._device) if isinstance(matrix, Codes) else self._on(matrix)

@@ -13,7 +13,7 @@ from torch import Tensor
 from partitioning.plan import Plan, RankPlan
 from workers.collectives import Group
 from workers.model.batch import BatchBuilder
-from workers.model.decode_graphs import DecodeGraphs, Record
+from workers.model.kernels import Kernels
 from workers.model.load import load_decoder
 from workers.model.weights import WeightReader
 from workers.request import EngineConfig
@@ -48,8 +48,7 @@ class Stage(Protocol):
 
 
 class TorchStage:
-    """The decoder of `workers.model` on any device of torch. `record`: what decode steps are replayed with, if they
-    are."""
+    """The decoder of `workers.model` on any device of torch."""
 
     def __init__(
         self,
@@ -59,22 +58,19 @@ class TorchStage:
         config: EngineConfig,
         group: Group,
         device: torch.device,
-        record: Record | None = None,
+        kernels: Kernels,
     ) -> None:
-        self._decoder = load_decoder(weights, plan, rank, group, config.max_model_len, device)
+        self._decoder = load_decoder(weights, plan, rank, kernels, group, config.max_model_len, device)
         self._batches = BatchBuilder(
             config.max_running,
             -(-config.max_model_len // plan.kv_block_size),
             plan.kv_block_size,
-            frozenset(plan.model.layer_windows[rank.layers.start : rank.layers.stop]),
+            plan.kv_blocks,
+            kernels.plan,
             device,
         )
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
-        self._graphs = None
-        if record is not None:
-            self._graphs = DecodeGraphs(
-                self._decoder, self._batches, plan.kv_blocks, self._dtype, plan.model.hidden_size, record
-            )
+        self._graphs = kernels.graphs(self._decoder, self._batches)
         self.drawing = TorchDrawing(rank.vocab, plan.model.vocab_size, group, device)
 
     def run(self, plan: StepPlan, hidden: Tensor | None, draws: Draws | None, layers: int | None = None) -> StageResult:

@@ -22,6 +22,7 @@ from tests.tiny_quantised import make_compressed
 from tests.workers.native.test_products import native as native  # the fixture
 from workers.collectives import SoloGroup
 from workers.model.stage import Stage, TorchStage
+from workers.model.torch_kernels import TorchKernels
 from workers.model.weights import WeightReader
 from workers.native.stage import NativeStage
 from workers.sampling.draws import DRAW
@@ -71,7 +72,9 @@ def both(native: ctypes.CDLL, plan: Plan, threads: int | None = None, **options:
     try:
         with open_checkpoint(Path(plan.model_path)) as checkpoint:
             weights = WeightReader(checkpoint, plan, plan.ranks[0])
-            torch_stage = TorchStage(weights, plan, plan.ranks[0], config, SoloGroup(), CPU)
+            torch_stage = TorchStage(
+                weights, plan, plan.ranks[0], config, SoloGroup(), CPU, TorchKernels(plan, plan.ranks[0], CPU)
+            )
             return NativeStage(native, weights, plan, plan.ranks[0], config, SoloGroup()), torch_stage
     finally:
         torch.set_num_threads(before)

@@ -1,0 +1,35 @@
+"""Triton's compiler makes machine code of the kernels that fits the GPUs it is for; none is needed to see that."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+_ROOT = Path(__file__).resolve().parents[3]
+_SHARED = 99 << 10  # bytes that a program may have on every GPU since Ampere
+_SPILLED = 128  # bytes of a thread
+
+
+@pytest.mark.parametrize(
+    "capability", [90, pytest.param(80, marks=pytest.mark.slow), pytest.param(120, marks=pytest.mark.slow)]
+)
+def test_kernels_fit_into_registers_and_shared_memory(capability: int) -> None:
+    command = [sys.executable, "-m", "tests.workers.gpu.machine_code", str(capability)]
+    result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    kernels = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {kernel["kernel"].split()[0] for kernel in kernels} == {
+        "_add_norm", "_attend", "_expand", "_gated", "_join", "_place", "_product",
+    }  # fmt: skip
+    for kernel in kernels:
+        assert kernel["shared"] <= _SHARED, kernel
+        if "float32" not in kernel["kernel"]:
+            assert kernel["stack"] <= _SPILLED, f"registers spill: {kernel}"
+        if kernel["kernel"].startswith(("_attend", "_product")):
+            assert kernel["matrix"], kernel

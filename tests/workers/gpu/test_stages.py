@@ -1,0 +1,148 @@
+"""Stages with Triton's kernels compute what those with torch's do: on a GPU, or interpreted where there is none. There,
+nothing is recorded as a graph: a replay runs the same code again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from partitioning.checkpoint import open_checkpoint
+from partitioning.plan import Plan
+from tests.replicas import config_for, plan_for
+from tests.tiny_models import FAMILIES, make_tiny
+from tests.workers.native.test_stage import logits, step
+from workers.collectives import SoloGroup
+from workers.gpu.decode_graphs import Replay
+from workers.gpu.kernels import TritonKernels
+from workers.model.kernels import Kernels, kernels_for
+from workers.model.stage import TorchStage
+from workers.model.torch_kernels import TorchKernels
+from workers.model.weights import WeightReader
+from workers.native.build import OFF, SWITCH
+from workers.step_plan import StepPlan
+
+CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class _Again:
+    """Counts what is recorded and what is replayed."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, run: Replay) -> Replay:
+        run()
+        self.recorded += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            run()
+
+        return replay
+
+
+def _stage(plan: Plan, rank: int, kernels: Kernels, device: torch.device) -> TorchStage:
+    with open_checkpoint(Path(plan.model_path)) as checkpoint:
+        weights = WeightReader(checkpoint, plan, plan.ranks[rank])
+        return TorchStage(weights, plan, plan.ranks[rank], config_for(plan), SoloGroup(), device, kernels)
+
+
+def _plain(plan: Plan, rank: int = 0) -> TorchStage:
+    return _stage(plan, rank, TorchKernels(plan, plan.ranks[rank], CPU), CPU)
+
+
+def _triton(plan: Plan, rank: int = 0, record: _Again | None = None) -> TorchStage:
+    return _stage(plan, rank, TritonKernels(plan, plan.ranks[rank], DEVICE, record), DEVICE)
+
+
+def _conversation(vocab_size: int, block_size: int) -> Iterator[StepPlan]:
+    """Prompts in one chunk and in several, beside decodes. Few tokens: interpreters are slow."""
+    rng = np.random.default_rng(5)
+
+    def tokens(count: int) -> list[int]:
+        return rng.integers(0, vocab_size, count).tolist()
+
+    yield step(1, block_size, (0, 0, tokens(11)), (1, 0, tokens(1)))
+    yield step(2, block_size, (0, 11, tokens(1)), (1, 1, tokens(1)), (2, 0, tokens(8)))
+    yield step(3, block_size, (2, 8, tokens(7)), (0, 12, tokens(1)), (1, 2, tokens(3)))
+    yield step(4, block_size, (2, 15, tokens(1)), (1, 5, tokens(1)))
+
+
+def _compare(plan: Plan, tolerance: float) -> None:
+    """Every step's logits, relative to the largest."""
+    plain, triton = _plain(plan), _triton(plan)
+    for number, planned in enumerate(_conversation(plan.model.vocab_size, plan.kv_block_size)):
+        expected, found = logits(plain, planned), logits(triton, planned).to(CPU)
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max(), f"step {number + 1}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_torch(tmp_path: Path, family: str) -> None:
+    _compare(plan_for(make_tiny(tmp_path, family, num_hidden_layers=2), kv_block_size=5), 2e-5)
+
+
+# In an 8-bit cache, sums in another order now and then round a number to the next code.
+@pytest.mark.parametrize(("weights", "kv_cache"), [("int8", "auto"), ("int4", "auto"), ("dense", "int8")])
+def test_logits_of_quantised_weights_and_caches(tmp_path: Path, weights: str, kv_cache: str) -> None:
+    _compare(plan_for(make_tiny(tmp_path, "qwen3", num_hidden_layers=2), weights=weights, kv_cache=kv_cache), 5e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "stages", "kv_cache", "tolerance"), [("mistral", 1, "auto", 2e-5), ("qwen2", 2, "int8", 5e-3)]
+)
+def test_replayed_steps_compute_what_others_do(
+    tmp_path: Path, family: str, stages: int, kv_cache: str, tolerance: float
+) -> None:
+    plan = plan_for(make_tiny(tmp_path, family, num_hidden_layers=2), pp=stages, kv_block_size=8, kv_cache=kv_cache)
+    records = [_Again() for _ in range(stages)]
+    plain = [_plain(plan, rank) for rank in range(stages)]
+    replaying = [_triton(plan, rank, record) for rank, record in enumerate(records)]
+    rng = np.random.default_rng(3)
+    lengths = [6, 2, 14]
+    prompts = [rng.integers(0, plan.model.vocab_size, length).tolist() for length in lengths]
+    steps = [step(1, 8, *((slot, 0, prompt) for slot, prompt in enumerate(prompts)))]
+    for number in range(4):  # the first sequence's block is full, and the third's second
+        tokens = rng.integers(0, plan.model.vocab_size, 3).tolist()
+        rows = [(slot, length + number, tokens[slot : slot + 1]) for slot, length in enumerate(lengths)]
+        steps.append(step(2 + number, 8, *(rows if number % 3 else rows[1:])))
+    for planned in steps:
+        expected = found = None
+        for one, other in zip(plain, replaying, strict=True):
+            left = one.run(planned, expected, None)
+            right = other.run(planned, None if found is None else found.to(DEVICE), None)
+            expected, found = (result.hidden if result.logits is None else result.logits for result in (left, right))
+            assert expected is not None
+            assert found is not None
+            found = found.to(CPU)
+            assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+    for record in records:  # of two sequences and of four
+        assert (record.recorded, record.replayed) == (2, 4)
+
+
+def test_other_steps_are_not_replayed(tmp_path: Path) -> None:
+    plan = plan_for(make_tiny(tmp_path, "llama", num_hidden_layers=2))
+    record = _Again()
+    stage = _triton(plan, 0, record)
+    stage.run(step(1, plan.kv_block_size, (0, 0, [1, 2, 3]), (1, 0, [4])), None, None)
+    unsampled = step(2, plan.kv_block_size, (0, 3, [5]), (1, 1, [6]))
+    unsampled.rows[1, 3] = 0  # in the middle of a prompt
+    found = stage.run(unsampled, None, None).logits
+    assert found is not None
+    assert len(found) == 1
+    stage.run(step(3, plan.kv_block_size, (0, 4, [5])), None, None, layers=1)
+    assert record.recorded == 0
+
+
+def test_triton_is_for_gpus_and_may_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_for(make_tiny(tmp_path, "llama"))
+    rank = plan.ranks[0]
+    assert isinstance(kernels_for(plan, rank, CPU), TorchKernels)
+    monkeypatch.setenv(SWITCH, OFF)
+    assert isinstance(kernels_for(plan, rank, DEVICE), TorchKernels)

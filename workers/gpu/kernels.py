@@ -1,0 +1,72 @@
+"""What the layers compute with on a GPU: Triton's kernels, and torch's own products of floats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+
+from partitioning.plan import Plan, RankPlan
+from partitioning.quantised import Channels, Quantised
+from workers.gpu.attention import paged_attention
+from workers.gpu.decode_graphs import CudaGraphs, DecodeGraphs, Record
+from workers.gpu.heads import place_heads
+from workers.gpu.launch import programs_of
+from workers.gpu.products import ChannelLinear, GroupLinear
+from workers.gpu.rows import add_norm, gated, norm
+from workers.gpu.tiles import Tiling
+from workers.model.attention import KVCache
+from workers.model.batch import Batch, BatchBuilder
+from workers.model.decoder import Decoder
+from workers.model.weights import Matrix
+
+
+class TritonKernels:
+    """See `Kernels`. `record`: what decode steps are recorded with; None: CUDA graphs, where there is CUDA and ranks do
+    not meet within a step, as what they meet with is not made to be replayed."""
+
+    norm = staticmethod(norm)
+    add_norm = staticmethod(add_norm)
+    gated = staticmethod(gated)
+
+    def __init__(self, plan: Plan, rank: RankPlan, device: torch.device, record: Record | None = None) -> None:
+        self._plan = plan
+        dtype: torch.dtype = getattr(torch, plan.dtype)
+        row_bytes = triton.next_power_of_2(plan.model.head_dim) * dtype.itemsize
+        self._tiling = Tiling(rank.readers(plan.model.group_size), row_bytes, device)
+        self.plan = self._tiling.plan
+        self._dtype = dtype
+        self._programs = programs_of(device)
+        if record is None and device.type == "cuda" and plan.tp == 1:
+            record = CudaGraphs()
+        self._record = record
+
+    def linear(self, weight: Matrix, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        if isinstance(weight, Quantised):
+            return GroupLinear(weight, bias)
+        if isinstance(weight, Channels):
+            return ChannelLinear(weight, bias)
+        assert isinstance(weight, Tensor)
+        return lambda x: F.linear(x, weight, bias)
+
+    def attention(
+        self,
+        qkv: Tensor,
+        norms: tuple[Tensor, Tensor, float] | None,
+        rotary: tuple[Tensor, Tensor],
+        cache: KVCache,
+        batch: Batch,
+        window: int,
+    ) -> Tensor:
+        q = place_heads(qkv, norms, rotary, batch.cache_slots, cache)
+        return paged_attention(q, cache, batch.attention, self._tiling, window, self._programs)
+
+    def graphs(self, decoder: Decoder, batches: BatchBuilder) -> DecodeGraphs | None:
+        if self._record is None:
+            return None
+        return DecodeGraphs(
+            decoder, batches, self._tiling.decoding, self._dtype, self._plan.model.hidden_size, self._record
+        )

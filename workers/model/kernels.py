@@ -1,0 +1,82 @@
+"""What the layers compute with: the one place that picks between torch's operations and Triton's kernels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from partitioning.plan import Plan, RankPlan
+from workers.model.attention import KVCache
+from workers.model.batch import Batch, BatchBuilder, Sequences
+from workers.model.torch_kernels import TorchKernels
+from workers.model.weights import Matrix
+from workers.native.build import switched_off
+from workers.step_plan import StepPlan
+
+if TYPE_CHECKING:
+    from workers.model.decoder import Decoder
+
+_log = logging.getLogger(__name__)
+
+Linear = Callable[[Tensor], Tensor]  # x [tokens, in] → [tokens, out]
+HeadNorms = tuple[Tensor, Tensor, float]  # weights [head_dim] of queries and keys, and eps
+Rotary = tuple[Tensor, Tensor]  # cos and signed sin of each token, [tokens, 1, head_dim]
+
+
+class Graphs(Protocol):
+    def run(self, plan: StepPlan, hidden: Tensor | None) -> Tensor | None:
+        """Hidden states [tokens, hidden] or, of the last stage, logits [tokens, shard], in float32, which the next step
+        may overwrite. None where the step is not one of decoding."""
+        ...
+
+
+class Kernels(Protocol):
+    """Of one rank. Tensors are on its device, activations in its plan's type."""
+
+    def linear(self, weight: Matrix, bias: Tensor | None) -> Linear:
+        """A product with the weight [out, in]."""
+        ...
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Root-mean-square norm (Zhang & Sennrich, 2019) of each row of x [tokens, columns]."""
+        ...
+
+    def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """x + delta, and its norm."""
+        ...
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up: [tokens, 2 * columns], gate's first, → [tokens, columns]."""
+        ...
+
+    def plan(self, sequences: Sequences) -> Any:
+        """What `attention` wants to know of a step."""
+        ...
+
+    def attention(
+        self, qkv: Tensor, norms: HeadNorms | None, rotary: Rotary, cache: KVCache, batch: Batch, window: int
+    ) -> Tensor:
+        """Norms and rotates heads, keeps keys and values, and attends: qkv [tokens, heads + 2 * kv_heads, head_dim] →
+        [tokens, heads, head_dim]. Each query looks at its own sequence up to itself, within `window` tokens if that is
+        not 0."""
+        ...
+
+    def graphs(self, decoder: Decoder, batches: BatchBuilder) -> Graphs | None:
+        """What replays decode steps of the decoder, if something does."""
+        ...
+
+
+def kernels_for(plan: Plan, rank: RankPlan, device: torch.device) -> Kernels:
+    """Triton's on a GPU, unless PHALANX_NATIVE=off; torch's elsewhere."""
+    if device.type == "cuda" and not switched_off():
+        try:
+            from workers.gpu.kernels import TritonKernels
+        except ImportError as error:
+            _log.warning("no Triton (%s), everything runs on torch's own kernels, slower: pip install triton", error)
+        else:
+            return TritonKernels(plan, rank, device)
+    return TorchKernels(plan, rank, device)
