@@ -1,4 +1,4 @@
-"""Are GPUs seen, does torch's CUDA work with the driver, and is their memory free?"""
+"""Are GPUs seen, does torch's CUDA work with the driver, is their memory free, and can our kernels run there?"""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.doctor.finding import Finding, failed, ok
+from cluster.doctor.finding import Finding, failed, ok, warning
+from workers.gpu.ready import REMEDY
 
 _CHECK = "GPUs"
 _TRY_S = 120
 # In a process of its own: it holds some hundred megabytes of each GPU's memory, and gives them back.
 _TRY = """
 import json, torch
+from workers.gpu.ready import missing
 sizes = []
 for number in range(torch.cuda.device_count()):
     torch.zeros(1, device=f"cuda:{number}")
     sizes.append([torch.cuda.get_device_name(number), *torch.cuda.mem_get_info(number)])
-print(json.dumps(sizes))
+print(json.dumps([sizes, missing()]))
 """
 
 
@@ -42,7 +44,7 @@ def gpus(wanted: int | None, needed: int) -> Finding:
         text = f"torch is built for CUDA {built}, the driver knows up to {driver}"
         return failed(_CHECK, text, "update the driver, or install a torch for the driver's CUDA")
     try:
-        found = _tried()
+        found, kernels_lack = _tried()
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         said = str(error) if isinstance(error, subprocess.TimeoutExpired) else error.stderr.strip().splitlines()[-1]
         text = f"torch cannot compute on them: {said}"
@@ -54,6 +56,8 @@ def gpus(wanted: int | None, needed: int) -> Finding:
         )
     if sum(free >= needed for _, free, _ in found) < (wanted or 0):
         return failed(_CHECK, f"{needed / 1e9:.1f} GB needed on each: {text}", "end what uses their memory: nvidia-smi")
+    if kernels_lack is not None:
+        return warning(_CHECK, f"{text}; torch's own kernels alone, slower: {kernels_lack}", REMEDY)
     return ok(_CHECK, text)
 
 
@@ -77,15 +81,16 @@ def torch_cuda() -> str | None:
     return found and found[1]
 
 
-def _tried() -> list[tuple[str, int, int]]:
-    """Name, free and all bytes of each GPU, after something was computed on it.
+def _tried() -> tuple[list[tuple[str, int, int]], str | None]:
+    """Name, free and all bytes of each GPU, after something was computed on it, and what Triton lacks there.
 
     Raises:
         subprocess.SubprocessError: it could not be, or not in time.
     """
     command = [sys.executable, "-c", _TRY]
     done = subprocess.run(command, env=_every_gpu(), capture_output=True, text=True, timeout=_TRY_S, check=True)
-    return [tuple(size) for size in json.loads(done.stdout)]
+    sizes, kernels_lack = json.loads(done.stdout.splitlines()[-1])
+    return [tuple(size) for size in sizes], kernels_lack
 
 
 def _every_gpu() -> dict[str, str]:

@@ -50,7 +50,7 @@ class TritonKernels:
         if isinstance(weight, Channels):
             return ChannelLinear(weight, bias)
         assert isinstance(weight, Tensor)
-        return lambda x: F.linear(x, weight, bias)
+        return lambda x: F.linear(x, weight, bias).contiguous()  # of sparse weights it is a transpose
 
     def attention(
         self,

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from partitioning.quantised import GROUP, Channels, Quantised
 from workers.gpu.launch import on_device
 
+_EXPANDED_BYTES = 64 << 20  # of weights at a time, where there are many rows
 _FEW_BYTES = 128  # of a column of x, up to which weights are expanded in registers: 64 rows of bfloat16
 # Of an iteration. A thread then has two groups' scales, 4 bytes: what is less cannot be fetched ahead.
 _OUTPUTS, _TILE = 32, 8
-_MULTIPLE = 8  # torch's products of 8 bits want sizes of these, and more rows than
-_LEAST_ROWS = 32
+_MULTIPLE, _LEAST_ROWS = 8, 32  # what torch's products of 8 bits want of their sizes
 
 _WHOLE, _HALF = tl.constexpr(GROUP), tl.constexpr(GROUP // 2)  # codes of a group; bytes that hold them in 4 bits
 
@@ -63,9 +63,9 @@ def _product(
     GROUPS: tl.constexpr, BITS: tl.constexpr, OFFSETS: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """x [rows, inputs] by the weights' transpose, a tile [ROWS, OUTPUTS]."""
+    """x [rows, inputs], at most ROWS, by the transpose of OUTPUTS of the weights."""
     output = (tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
-    row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    row = tl.arange(0, ROWS).to(tl.int64)
     kind = x.dtype.element_ty
     line = x + row[:, None] * inputs
     sums = tl.zeros([ROWS, OUTPUTS], tl.float32)
@@ -131,31 +131,39 @@ class GroupLinear:
         self._scales, self._offsets = weight.scales, weight.offsets
 
     def __call__(self, x: Tensor) -> Tensor:
-        if len(x) * x.element_size() > _FEW_BYTES:
-            return F.linear(x, self.expanded(x.dtype), self._bias)
         out = x.new_empty(len(x), self._outputs)
-        if len(x):
-            tall = max(16, triton.next_power_of_2(len(x)))
-            with on_device(x):
-                _product[triton.cdiv(self._outputs, _OUTPUTS), triton.cdiv(len(x), tall)](
-                    x, self._codes, self._scales, self._second, x if self._bias is None else self._bias, out,
-                    len(x), self._inputs, self._outputs, GROUPS=self._scales.shape[1],
-                    BITS=self._bits, OFFSETS=self._offsets is not None, BIAS=self._bias is not None, ROWS=tall,
-                    OUTPUTS=_OUTPUTS, TILE=_TILE, num_warps=4, num_stages=3 if tall * x.element_size() <= 64 else 2,
-                )  # fmt: skip
+        if not out.numel():
+            return out
+        if len(x) * x.element_size() <= _FEW_BYTES:
+            self._few(x, out)
+            return out
+        step = max(1, _EXPANDED_BYTES // (self._inputs * x.element_size()))
+        for first in range(0, self._outputs, step):
+            part = self.expanded(x.dtype, first, min(first + step, self._outputs))
+            torch.mm(x, part.t(), out=out[:, first : first + step])
+        return out if self._bias is None else out.add_(self._bias)
+
+    def expanded(self, dtype: torch.dtype, first: int, stop: int) -> Tensor:
+        """The weights of outputs from `first` up to `stop`, [outputs, in]."""
+        out = torch.empty(stop - first, self._inputs, dtype=dtype, device=self._codes.device)
+        here = slice(first, stop)
+        with on_device(out):
+            _expand[triton.cdiv(len(out), _OUTPUTS), triton.cdiv(self._inputs, _TILE * GROUP)](
+                self._codes[here], self._scales[here], self._second[here], out, self._inputs, len(out),
+                GROUPS=self._scales.shape[1], BITS=self._bits, OFFSETS=self._offsets is not None,
+                OUTPUTS=_OUTPUTS, TILE=_TILE,
+            )  # fmt: skip
         return out
 
-    def expanded(self, dtype: torch.dtype) -> Tensor:
-        """[out, in]."""
-        out = torch.empty(self._outputs, self._inputs, dtype=dtype, device=self._codes.device)
-        if out.numel():
-            with on_device(out):
-                _expand[triton.cdiv(self._outputs, _OUTPUTS), triton.cdiv(self._inputs, _TILE * GROUP)](
-                    self._codes, self._scales, self._second, out, self._inputs, self._outputs,
-                    GROUPS=self._scales.shape[1], BITS=self._bits, OFFSETS=self._offsets is not None,
-                    OUTPUTS=_OUTPUTS, TILE=_TILE,
-                )  # fmt: skip
-        return out
+    def _few(self, x: Tensor, out: Tensor) -> None:
+        tall = max(16, triton.next_power_of_2(len(x)))
+        with on_device(x):
+            _product[(triton.cdiv(self._outputs, _OUTPUTS),)](
+                x, self._codes, self._scales, self._second, x if self._bias is None else self._bias, out,
+                len(x), self._inputs, self._outputs, GROUPS=self._scales.shape[1],
+                BITS=self._bits, OFFSETS=self._offsets is not None, BIAS=self._bias is not None, ROWS=tall,
+                OUTPUTS=_OUTPUTS, TILE=_TILE, num_warps=4, num_stages=3 if tall * x.element_size() <= 64 else 2,
+            )  # fmt: skip
 
     @property
     def _second(self) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from partitioning.plan import Plan, RankPlan
+from workers.gpu.ready import REMEDY, missing
 from workers.model.attention import KVCache
 from workers.model.batch import Batch, BatchBuilder, Sequences
 from workers.model.torch_kernels import TorchKernels
@@ -72,11 +73,11 @@ class Kernels(Protocol):
 
 def kernels_for(plan: Plan, rank: RankPlan, device: torch.device) -> Kernels:
     """Triton's on a GPU, unless PHALANX_NATIVE=off; torch's elsewhere."""
-    if device.type == "cuda" and not switched_off():
-        try:
-            from workers.gpu.kernels import TritonKernels
-        except ImportError as error:
-            _log.warning("no Triton (%s), everything runs on torch's own kernels, slower: pip install triton", error)
-        else:
-            return TritonKernels(plan, rank, device)
-    return TorchKernels(plan, rank, device)
+    if device.type != "cuda" or switched_off():
+        return TorchKernels(plan, rank, device)
+    if (why := missing()) is not None:
+        _log.warning("no kernels for this GPU, it runs on torch's own, slower: %s (%s)", why, REMEDY)
+        return TorchKernels(plan, rank, device)
+    from workers.gpu.kernels import TritonKernels
+
+    return TritonKernels(plan, rank, device)

@@ -112,7 +112,7 @@ def _products(dtype: torch.dtype) -> None:
         linear = GroupLinear(Quantised(bits, codes, scales, scales if offsets else None), None)
         for rows in (1, 32 if dtype == torch.float32 else 64):
             linear(torch.empty(rows, _HIDDEN, dtype=dtype))
-        linear.expanded(dtype)
+        linear.expanded(dtype, 0, _HIDDEN)
 
 
 def main() -> None:

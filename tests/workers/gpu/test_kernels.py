@@ -10,6 +10,7 @@ from torch.nn import functional as F
 pytest.importorskip("triton")
 
 from partitioning.quantised import Channels, Quantised, quantise
+from workers.gpu import products
 from workers.gpu.attention import paged_attention
 from workers.gpu.products import ChannelLinear, GroupLinear
 from workers.gpu.rows import add_norm, gated, norm
@@ -60,8 +61,15 @@ def test_products_with_groups(kind: str, outputs: int, inputs: int, rows: int) -
     x = _normal(rows, inputs)
     linear = GroupLinear(weight.to(DEVICE), bias)
     expected = weight.dequantise().to(DEVICE)
-    torch.testing.assert_close(linear.expanded(torch.float32), expected)
+    torch.testing.assert_close(linear.expanded(torch.float32, 0, outputs), expected)
     torch.testing.assert_close(linear(x), F.linear(x, expected, bias), rtol=1e-4, atol=1e-4)
+
+
+def test_many_rows_expand_a_part_of_the_outputs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_EXPANDED_BYTES", 4 * 40 * 33)
+    weight, bias, x = quantise(_normal(70, 40), 4), _normal(70), _normal(50, 40)
+    expected = F.linear(x, weight.dequantise().to(DEVICE), bias)
+    torch.testing.assert_close(GroupLinear(weight.to(DEVICE), bias)(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 40])

@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 from partitioning.checkpoint import open_checkpoint
 from partitioning.plan import Plan
+from tests.oracle.references import shape_of
 from tests.replicas import config_for, plan_for
 from tests.tiny_models import FAMILIES, make_tiny
 from tests.workers.native.test_stage import logits, step
@@ -75,10 +76,10 @@ def _conversation(vocab_size: int, block_size: int) -> Iterator[StepPlan]:
     yield step(4, block_size, (2, 15, tokens(1)), (1, 5, tokens(1)))
 
 
-def _compare(plan: Plan, tolerance: float) -> None:
+def _compare(plan: Plan, tolerance: float, rank: int = 0) -> None:
     """Every step's logits, relative to the largest."""
-    plain, triton = _plain(plan), _triton(plan)
-    for number, planned in enumerate(_conversation(plan.model.vocab_size, plan.kv_block_size)):
+    plain, triton = _plain(plan, rank), _triton(plan, rank)
+    for number, planned in enumerate(_conversation(len(plan.ranks[rank].vocab), plan.kv_block_size)):
         expected, found = logits(plain, planned), logits(triton, planned).to(CPU)
         assert (found - expected).abs().max() <= tolerance * expected.abs().max(), f"step {number + 1}"
 
@@ -86,6 +87,13 @@ def _compare(plan: Plan, tolerance: float) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_torch(tmp_path: Path, family: str) -> None:
     _compare(plan_for(make_tiny(tmp_path, family, num_hidden_layers=2), kv_block_size=5), 2e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_ranks_that_share_a_kv_head(tmp_path: Path, rank: int) -> None:
+    """Each by itself, as if its sums were all; the second rank's two KV heads have one reader and two."""
+    plan = plan_for(make_tiny(tmp_path, "qwen2", num_hidden_layers=1, **shape_of(10, 2)), tp=3)
+    _compare(plan, 2e-5, rank)
 
 
 # In an 8-bit cache, sums in another order now and then round a number to the next code.
@@ -144,5 +152,16 @@ def test_triton_is_for_gpus_and_may_be_switched_off(tmp_path: Path, monkeypatch:
     plan = plan_for(make_tiny(tmp_path, "llama"))
     rank = plan.ranks[0]
     assert isinstance(kernels_for(plan, rank, CPU), TorchKernels)
+    if DEVICE.type == "cuda":
+        assert isinstance(kernels_for(plan, rank, DEVICE), TritonKernels)
     monkeypatch.setenv(SWITCH, OFF)
-    assert isinstance(kernels_for(plan, rank, DEVICE), TorchKernels)
+    assert isinstance(kernels_for(plan, rank, torch.device("cuda")), TorchKernels)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU")
+def test_where_triton_has_no_driver_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = plan_for(make_tiny(tmp_path, "llama"))
+    assert isinstance(kernels_for(plan, plan.ranks[0], torch.device("cuda")), TorchKernels)
+    (record,) = caplog.records
+    assert "driver" in record.getMessage()
+    assert "pip install triton" in record.getMessage()
