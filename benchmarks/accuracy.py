@@ -35,7 +35,7 @@ from partitioning.settings import plan_settings
 from partitioning.topology import local_topology
 from workers.collectives import SoloGroup
 from workers.local import local_replica
-from workers.model.kernels import kernels_for
+from workers.model.devices import kernels_for
 from workers.model.stage import Stage, TorchStage
 from workers.model.weights import WeightReader
 from workers.native import stage as native

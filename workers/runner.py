@@ -10,7 +10,7 @@ import torch
 from partitioning.checkpoint import Checkpoint
 from partitioning.plan import Plan
 from workers.collectives import Group
-from workers.model.kernels import kernels_for
+from workers.model.devices import kernels_for
 from workers.model.stage import Stage, TorchStage
 from workers.model.weights import WeightReader
 from workers.native import stage as native

@@ -9,6 +9,7 @@ from torch import Tensor
 from workers.gpu.launch import on_device
 from workers.model.attention import KVCache
 from workers.model.kept_rows import LARGEST_CODE, LEAST
+from workers.model.kernels import HeadNorms, Rotary
 
 _TO_EVEN = tl.constexpr(1.5 * 2**23)  # a float32 that this is added to has no places after the point
 
@@ -61,8 +62,8 @@ def _place(
 
 def place_heads(
     qkv: Tensor,
-    norms: tuple[Tensor, Tensor, float] | None,
-    rotary: tuple[Tensor, Tensor],
+    norms: HeadNorms | None,
+    rotary: Rotary,
     slots: Tensor,
     cache: KVCache,
 ) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import triton
 from torch import Tensor
@@ -21,6 +19,7 @@ from workers.gpu.tiles import Tiling
 from workers.model.attention import KVCache
 from workers.model.batch import Batch, BatchBuilder
 from workers.model.decoder import Decoder
+from workers.model.kernels import HeadNorms, Linear, Rotary
 from workers.model.weights import Matrix
 
 
@@ -44,7 +43,7 @@ class TritonKernels:
             record = CudaGraphs()
         self._record = record
 
-    def linear(self, weight: Matrix, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def linear(self, weight: Matrix, bias: Tensor | None) -> Linear:
         if isinstance(weight, Quantised):
             return GroupLinear(weight, bias)
         if isinstance(weight, Channels):
@@ -55,8 +54,8 @@ class TritonKernels:
     def attention(
         self,
         qkv: Tensor,
-        norms: tuple[Tensor, Tensor, float] | None,
-        rotary: tuple[Tensor, Tensor],
+        norms: HeadNorms | None,
+        rotary: Rotary,
         cache: KVCache,
         batch: Batch,
         window: int,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from partitioning.quantised import GROUP, Channels, Quantised
 from workers.gpu.launch import on_device
+from workers.model.kept_rows import LARGEST_CODE, LEAST
 
 _EXPANDED_BYTES = 64 << 20  # of weights at a time, where there are many rows
 _FEW_BYTES = 128  # of a column of x, up to which weights are expanded in registers: 64 rows of bfloat16
@@ -174,9 +175,10 @@ def packed(weight: Quantised) -> Tensor:
     """Codes as kernels read them, whole groups: uint8 [out, groups * 32] in 8 bits; in 4 bits [out, groups * 16], where
     byte j of a group has the codes j and, in its upper half, 16 + j."""
     groups = weight.scales.shape[1]
-    codes = F.pad(weight.codes, (0, groups * GROUP - weight.shape[1]))
+    short = groups * GROUP - weight.shape[1]
+    codes = F.pad(weight.codes, (0, short)) if short else weight.codes
     if weight.bits == 8:
-        return codes.contiguous()
+        return codes
     low, high = codes.view(len(codes), groups, 2, GROUP // 2).unbind(2)
     return (low | high << 4).flatten(1)
 
@@ -187,13 +189,13 @@ class ChannelLinear:
 
     def __init__(self, weight: Channels, bias: Tensor | None) -> None:
         rows, cols = weight.shape
-        signed = (weight.codes.int() - 128).to(torch.int8)
+        signed = (weight.codes ^ 0x80).view(torch.int8)  # from centred codes
         self._outputs, self._bias, self._scales = rows, bias, weight.scales
         self._weight = F.pad(signed, (0, -cols % _MULTIPLE, 0, -rows % _MULTIPLE))
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.float()
-        scales = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
+        scales = wide.abs().amax(dim=1, keepdim=True).clamp(min=LEAST) / LARGEST_CODE
         codes = (wide / scales).round().to(torch.int8)
         codes = F.pad(codes, (0, self._weight.shape[1] - x.shape[1], 0, max(0, _LEAST_ROWS - len(x))))
         sums = torch._int_mm(codes, self._weight.t())[: len(x), : self._outputs]

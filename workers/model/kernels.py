@@ -1,27 +1,19 @@
-"""What the layers compute with: the one place that picks between torch's operations and Triton's kernels."""
+"""What the layers compute with: one interface, in torch's operations here and in Triton's kernels in `workers.gpu`."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
 
-from partitioning.plan import Plan, RankPlan
-from workers.gpu.ready import REMEDY, missing
 from workers.model.attention import KVCache
 from workers.model.batch import Batch, BatchBuilder, Sequences
-from workers.model.torch_kernels import TorchKernels
 from workers.model.weights import Matrix
-from workers.native.build import switched_off
 from workers.step_plan import StepPlan
 
 if TYPE_CHECKING:
     from workers.model.decoder import Decoder
-
-_log = logging.getLogger(__name__)
 
 Linear = Callable[[Tensor], Tensor]  # x [tokens, in] → [tokens, out]
 HeadNorms = tuple[Tensor, Tensor, float]  # weights [head_dim] of queries and keys, and eps
@@ -69,15 +61,3 @@ class Kernels(Protocol):
     def graphs(self, decoder: Decoder, batches: BatchBuilder) -> Graphs | None:
         """What replays decode steps of the decoder, if something does."""
         ...
-
-
-def kernels_for(plan: Plan, rank: RankPlan, device: torch.device) -> Kernels:
-    """Triton's on a GPU, unless PHALANX_NATIVE=off; torch's elsewhere."""
-    if device.type != "cuda" or switched_off():
-        return TorchKernels(plan, rank, device)
-    if (why := missing()) is not None:
-        _log.warning("no kernels for this GPU, it runs on torch's own, slower: %s (%s)", why, REMEDY)
-        return TorchKernels(plan, rank, device)
-    from workers.gpu.kernels import TritonKernels
-
-    return TritonKernels(plan, rank, device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +11,7 @@ from partitioning.quantised import Codes
 from partitioning.rotary import rotate
 from workers.model.attention import AttentionPlan, KVCache, attend, attention_plan
 from workers.model.batch import Batch, Sequences
+from workers.model.kernels import HeadNorms, Linear, Rotary
 from workers.model.readers import Readers
 from workers.model.weights import Matrix
 
@@ -25,7 +24,7 @@ class TorchKernels:
         self._block_size = plan.kv_block_size
         self._windows = frozenset(plan.model.layer_windows[rank.layers.start : rank.layers.stop])
 
-    def linear(self, weight: Matrix, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def linear(self, weight: Matrix, bias: Tensor | None) -> Linear:
         if isinstance(weight, Codes):
             return lambda x: F.linear(x, weight.dequantise().to(x.dtype), bias)
         return lambda x: F.linear(x, weight, bias)
@@ -47,8 +46,8 @@ class TorchKernels:
     def attention(
         self,
         qkv: Tensor,
-        norms: tuple[Tensor, Tensor, float] | None,
-        rotary: tuple[Tensor, Tensor],
+        norms: HeadNorms | None,
+        rotary: Rotary,
         cache: KVCache,
         batch: Batch,
         window: int,

@@ -21,7 +21,8 @@ from tests.workers.native.test_stage import logits, step
 from workers.collectives import SoloGroup
 from workers.gpu.decode_graphs import Replay
 from workers.gpu.kernels import TritonKernels
-from workers.model.kernels import Kernels, kernels_for
+from workers.model.devices import kernels_for
+from workers.model.kernels import Kernels
 from workers.model.stage import TorchStage
 from workers.model.torch_kernels import TorchKernels
 from workers.model.weights import WeightReader
