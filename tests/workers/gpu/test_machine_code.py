@@ -16,9 +16,7 @@ _SHARED = 99 << 10  # bytes that a program may have on every GPU since Ampere
 _SPILLED = 256  # bytes of a thread: what a quarter of its registers hold
 
 
-@pytest.mark.parametrize(
-    "capability", [90, pytest.param(80, marks=pytest.mark.slow), pytest.param(120, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("capability", [90, *(pytest.param(other, marks=pytest.mark.slow) for other in (80, 100, 120))])
 def test_kernels_fit_into_registers_and_shared_memory(capability: int) -> None:
     command = [sys.executable, "-m", "tests.workers.gpu.machine_code", str(capability)]
     result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
