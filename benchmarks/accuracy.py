@@ -35,12 +35,9 @@ from partitioning.settings import plan_settings
 from partitioning.topology import local_topology
 from workers.collectives import SoloGroup
 from workers.local import local_replica
-from workers.model.devices import kernels_for
-from workers.model.stage import Stage, TorchStage
-from workers.model.weights import WeightReader
-from workers.native import stage as native
-from workers.native.library import library
+from workers.model.stage import Stage
 from workers.request import EngineConfig, Request, SamplingParams
+from workers.runner import make_stage
 from workers.step_plan import ADMISSION, Kind, StepPlan
 
 _TEXT = Path(__file__).with_name("accuracy.txt")
@@ -159,12 +156,7 @@ def stage_of(plan: Plan, sequences: int) -> Stage:
     torch.set_num_threads(plan.ranks[0].threads)
     config = EngineConfig(max_running=sequences, max_model_len=WINDOW)
     with open_checkpoint(plan.model_path) as checkpoint:
-        weights = WeightReader(checkpoint, plan, plan.ranks[0])
-        device = torch.device("cpu")
-        if (built := library()) is not None and native.supports(plan, device):
-            return native.NativeStage(built, weights, plan, plan.ranks[0], config, SoloGroup())
-        kernels = kernels_for(plan, plan.ranks[0], device)
-        return TorchStage(weights, plan, plan.ranks[0], config, SoloGroup(), device, kernels)
+        return make_stage(plan, 0, config, checkpoint, SoloGroup(), torch.device("cpu"), all_native=True)
 
 
 def _steps(windows: np.ndarray) -> Iterator[StepPlan]:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.gpu.launch import on_device
+from workers.gpu.launch import on_device, tensors_of
 from workers.gpu.tiles import PagedPlan, Tiles, Tiling
 from workers.model.attention import KVCache
 
@@ -137,17 +137,15 @@ def _run(
 ) -> None:
     dim, count, kv_heads = q.shape[2], len(tiles.entries), tiling.kv_heads
     dims = max(16, triton.next_power_of_2(dim))
-    keys, values = cache.keys, cache.values
     lines = count * kv_heads * splits * tiles.rows if splits > 1 else 0
     partial = torch.empty(lines, dims, dtype=torch.float32, device=q.device)
     stats = torch.empty(lines, 2, dtype=torch.float32, device=q.device)
     with on_device(q):
         _attend[count, kv_heads, splits](
-            q, keys.kept, values.kept, *(q if kept.scales is None else kept.scales for kept in (keys, values)),
-            tables, tiles.entries, tiling.firsts, out, partial, stats,
+            q, *tensors_of(cache), tables, tiles.entries, tiling.firsts, out, partial, stats,
             _LOG2_E * dim**-0.5, tables.stride(0), q.stride(0), window,
-            KV_HEADS=kv_heads, DIM=dim, DIMS=dims, MOST=tiling.most, SIZE=keys.kept.shape[1], ROWS=tiles.rows,
-            KEYS=tiling.keys, SPLITS=splits, INT8=keys.scales is not None, WINDOW=window > 0,
+            KV_HEADS=kv_heads, DIM=dim, DIMS=dims, MOST=tiling.most, SIZE=cache.keys.kept.shape[1], ROWS=tiles.rows,
+            KEYS=tiling.keys, SPLITS=splits, INT8=cache.keys.scales is not None, WINDOW=window > 0,
             num_warps=8 if tiles.rows > 64 else 4, num_stages=2,
         )  # fmt: skip
         if splits > 1:

@@ -119,9 +119,6 @@ class DecodeGraphs:
             attention=self._attention_plan(self._batches.tables, slots, positions),
             sample_rows=torch.arange(len(tokens), device=tokens.device),
         )
-        if x is None:
-            assert self._decoder.embedding is not None
-            x = self._decoder.embedding(tokens)
         x = self._decoder.hidden(x, batch)
         return x.float() if self._decoder.head is None else self._decoder.logits(x)
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.gpu.launch import on_device
+from workers.gpu.launch import on_device, tensors_of
 from workers.model.attention import KVCache
 from workers.model.kept_rows import LARGEST_CODE, LEAST
 from workers.model.kernels import HeadNorms, Rotary
@@ -76,13 +76,11 @@ def place_heads(
     kv_heads = cache.keys.kept.shape[2]
     q = qkv.new_empty(tokens, heads - 2 * kv_heads, dim)
     q_norm, k_norm, eps = (qkv, qkv, 0.0) if norms is None else norms
-    keys, values = cache.keys, cache.values
     with on_device(qkv):
         _place[(tokens,)](
-            qkv, q_norm, k_norm, *rotary, slots, q, keys.kept, values.kept,
-            *(qkv if kept.scales is None else kept.scales for kept in (keys, values)), eps,
+            qkv, q_norm, k_norm, *rotary, slots, q, *tensors_of(cache), eps,
             HEADS=heads - 2 * kv_heads, KV_HEADS=kv_heads, ROWS=triton.next_power_of_2(heads), DIM=dim,
-            DIMS=triton.next_power_of_2(dim), NORMED=norms is not None, INT8=keys.scales is not None,
+            DIMS=triton.next_power_of_2(dim), NORMED=norms is not None, INT8=cache.keys.scales is not None,
             LARGEST=LARGEST_CODE, LITTLE=LEAST,
             num_warps=4 if heads <= 64 else 8,
         )  # fmt: skip

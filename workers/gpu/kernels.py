@@ -16,10 +16,9 @@ from workers.gpu.launch import programs_of
 from workers.gpu.products import ChannelLinear, GroupLinear
 from workers.gpu.rows import add_norm, gated, norm
 from workers.gpu.tiles import Tiling
-from workers.model.attention import KVCache
 from workers.model.batch import Batch, BatchBuilder
 from workers.model.decoder import Decoder
-from workers.model.kernels import HeadNorms, Linear, Rotary
+from workers.model.kernels import AttentionLayer, Linear, Rotary
 from workers.model.weights import Matrix
 
 
@@ -32,7 +31,7 @@ class TritonKernels:
     gated = staticmethod(gated)
 
     def __init__(self, plan: Plan, rank: RankPlan, device: torch.device, record: Record | None = None) -> None:
-        self._plan = plan
+        self._hidden_size = plan.model.hidden_size
         dtype: torch.dtype = getattr(torch, plan.dtype)
         row_bytes = triton.next_power_of_2(plan.model.head_dim) * dtype.itemsize
         self._tiling = Tiling(rank.readers(plan.model.group_size), row_bytes, device)
@@ -51,21 +50,11 @@ class TritonKernels:
         assert isinstance(weight, Tensor)
         return lambda x: F.linear(x, weight, bias).contiguous()  # of sparse weights it is a transpose
 
-    def attention(
-        self,
-        qkv: Tensor,
-        norms: HeadNorms | None,
-        rotary: Rotary,
-        cache: KVCache,
-        batch: Batch,
-        window: int,
-    ) -> Tensor:
-        q = place_heads(qkv, norms, rotary, batch.cache_slots, cache)
-        return paged_attention(q, cache, batch.attention, self._tiling, window, self._programs)
+    def attention(self, qkv: Tensor, layer: AttentionLayer, rotary: Rotary, batch: Batch) -> Tensor:
+        q = place_heads(qkv, layer.norms, rotary, batch.cache_slots, layer.cache)
+        return paged_attention(q, layer.cache, batch.attention, self._tiling, layer.window, self._programs)
 
     def graphs(self, decoder: Decoder, batches: BatchBuilder) -> DecodeGraphs | None:
         if self._record is None:
             return None
-        return DecodeGraphs(
-            decoder, batches, self._tiling.decoding, self._dtype, self._plan.model.hidden_size, self._record
-        )
+        return DecodeGraphs(decoder, batches, self._tiling.decoding, self._dtype, self._hidden_size, self._record)

@@ -22,8 +22,11 @@ class Decoder:
     norm: Norm | None
     head: Linear | None
 
-    def hidden(self, x: Tensor, batch: Batch, layers: int | None = None) -> Tensor:
-        """x [tokens, hidden] through this stage's layers, or so many of the first."""
+    def hidden(self, x: Tensor | None, batch: Batch, layers: int | None = None) -> Tensor:
+        """x [tokens, hidden], on the first stage None, through this stage's layers, or so many of the first."""
+        if x is None:
+            assert self.embedding is not None
+            x = self.embedding(batch.tokens)
         rotary = self.rotary.at(batch.positions)
         delta = None
         for block in self.blocks[:layers]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 Linear = Callable[[Tensor], Tensor]  # x [tokens, in] → [tokens, out]
 HeadNorms = tuple[Tensor, Tensor, float]  # weights [head_dim] of queries and keys, and eps
 Rotary = tuple[Tensor, Tensor]  # cos and signed sin of each token, [tokens, 1, head_dim]
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """What attention has of a layer besides its products. `window`: how many tokens are seen, 0 for all."""
+
+    norms: HeadNorms | None
+    cache: KVCache
+    window: int
 
 
 class Graphs(Protocol):
@@ -50,12 +60,9 @@ class Kernels(Protocol):
         """What `attention` wants to know of a step."""
         ...
 
-    def attention(
-        self, qkv: Tensor, norms: HeadNorms | None, rotary: Rotary, cache: KVCache, batch: Batch, window: int
-    ) -> Tensor:
+    def attention(self, qkv: Tensor, layer: AttentionLayer, rotary: Rotary, batch: Batch) -> Tensor:
         """Norms and rotates heads, keeps keys and values, and attends: qkv [tokens, heads + 2 * kv_heads, head_dim] →
-        [tokens, heads, head_dim]. Each query looks at its own sequence up to itself, within `window` tokens if that is
-        not 0."""
+        [tokens, heads, head_dim]. Each query looks at its own sequence up to itself, within the layer's window."""
         ...
 
     def graphs(self, decoder: Decoder, batches: BatchBuilder) -> Graphs | None:

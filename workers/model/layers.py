@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from partitioning.plan import Span
 from partitioning.quantised import Codes
 from workers.collectives import Group
-from workers.model.attention import KVCache
 from workers.model.batch import Batch
-from workers.model.kernels import HeadNorms, Kernels, Linear, Rotary
+from workers.model.kernels import AttentionLayer, Kernels, Linear, Rotary
 from workers.model.weights import Matrix
 
 
@@ -61,23 +60,21 @@ class Attention:
         self,
         qkv: Linear,
         out: Linear,
-        norms: HeadNorms | None,
         heads: int,
         head_dim: int,
-        window: int,
-        cache: KVCache,
+        layer: AttentionLayer,
         kernels: Kernels,
         group: Group,
     ) -> None:
-        self._qkv, self._out, self._norms = qkv, out, norms
+        self._qkv, self._out = qkv, out
         self._heads, self._head_dim = heads, head_dim
-        self._window, self._cache, self._kernels, self._group = window, cache, kernels, group
+        self._layer, self._kernels, self._group = layer, kernels, group
 
     def __call__(self, x: Tensor, rotary: Rotary, batch: Batch) -> Tensor:
         if not self._heads:  # more ranks than query heads: this one only takes part in the sum
             return self._group.all_reduce(torch.zeros_like(x))
         qkv = self._qkv(x).view(len(x), -1, self._head_dim)
-        out = self._kernels.attention(qkv, self._norms, rotary, self._cache, batch, self._window)
+        out = self._kernels.attention(qkv, self._layer, rotary, batch)
         return self._group.all_reduce(self._out(out.reshape(len(x), -1)))
 
 

@@ -11,7 +11,7 @@ from workers.collectives import Group
 from workers.model.attention import KVCache
 from workers.model.decoder import Decoder
 from workers.model.kept_rows import FloatRows, Int8Rows
-from workers.model.kernels import Kernels, Linear
+from workers.model.kernels import AttentionLayer, Kernels, Linear
 from workers.model.layers import Attention, Block, Embedding, GatedMLP, Norm
 from workers.model.rope import RotaryTable
 from workers.model.sparse import without_zeros
@@ -54,11 +54,9 @@ class _Loader:
             attention=Attention(
                 qkv=self._linear(layer.qkv, layer.qkv_bias),
                 out=self._linear(layer.out),
-                norms=norms,
                 heads=len(self._rank.heads),
                 head_dim=self._plan.model.head_dim,
-                window=layer.window,
-                cache=self._cache(),
+                layer=AttentionLayer(norms, self._cache(), layer.window),
                 kernels=self._kernels,
                 group=self._group,
             ),

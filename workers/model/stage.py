@@ -78,12 +78,7 @@ class TorchStage:
         if self._graphs is not None and layers is None and (found := self._graphs.run(plan, hidden)) is not None:
             return StageResult(hidden=found) if self._decoder.head is None else StageResult(logits=found)
         batch = self._batches.build(plan)
-        if hidden is None:
-            assert self._decoder.embedding is not None
-            x = self._decoder.embedding(batch.tokens)
-        else:
-            x = hidden.to(self._dtype)
-        x = self._decoder.hidden(x, batch, layers)
+        x = self._decoder.hidden(None if hidden is None else hidden.to(self._dtype), batch, layers)
         if self._decoder.head is None:
             return StageResult(hidden=x.float())
         return StageResult(logits=self._decoder.logits(x[batch.sample_rows]))

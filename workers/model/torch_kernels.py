@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from partitioning.plan import Plan, RankPlan
 from partitioning.quantised import Codes
 from partitioning.rotary import rotate
-from workers.model.attention import AttentionPlan, KVCache, attend, attention_plan
+from workers.model.attention import AttentionPlan, attend, attention_plan
 from workers.model.batch import Batch, Sequences
-from workers.model.kernels import HeadNorms, Linear, Rotary
+from workers.model.kernels import AttentionLayer, Linear, Rotary
 from workers.model.readers import Readers
 from workers.model.weights import Matrix
 
@@ -43,25 +43,17 @@ class TorchKernels:
     def plan(self, sequences: Sequences) -> AttentionPlan:
         return attention_plan(sequences, self._block_size, self._windows)
 
-    def attention(
-        self,
-        qkv: Tensor,
-        norms: HeadNorms | None,
-        rotary: Rotary,
-        cache: KVCache,
-        batch: Batch,
-        window: int,
-    ) -> Tensor:
+    def attention(self, qkv: Tensor, layer: AttentionLayer, rotary: Rotary, batch: Batch) -> Tensor:
         heads, kv_heads = self._readers.heads, self._readers.kv_heads
         qk, v = torch.split(qkv, [heads + kv_heads, kv_heads], dim=1)
-        if norms is not None:
+        if layer.norms is not None:
             q, k = torch.split(qk, [heads, kv_heads], dim=1)
-            q_weight, k_weight, eps = norms
+            q_weight, k_weight, eps = layer.norms
             qk = torch.cat([self.norm(q, q_weight, eps), self.norm(k, k_weight, eps)], dim=1)
         q, k = torch.split(rotate(qk, *rotary), [heads, kv_heads], dim=1)
         # A prompt looks at its keys and values as they are kept, however it is cut into chunks.
-        k, v = cache.write(batch.cache_slots, k, v)
-        return self._readers.chosen(attend(self._readers.evened(q), k, v, cache, batch.attention, window))
+        k, v = layer.cache.write(batch.cache_slots, k, v)
+        return self._readers.chosen(attend(self._readers.evened(q), k, v, layer.cache, batch.attention, layer.window))
 
     def graphs(self, *_: object) -> None:
         return None

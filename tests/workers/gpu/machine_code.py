@@ -74,11 +74,7 @@ def _needs(kernel: Any) -> dict[str, object]:
 
 def _compile(self: Any, *args: object, grid: object, warmup: bool, **kwargs: Any) -> Any:
     kernel = _run(self, *args, grid=grid, warmup=True, **kwargs)
-    options = [
-        f"{key}={kwargs[key]}"
-        for key in ("DIM", "ROWS", "SPLITS", "INT8", "WINDOW", "BITS", "OFFSETS")
-        if key in kwargs
-    ]
+    options = [f"{key}={kwargs[key]}" for key in _OPTIONS if key in kwargs]
     dtype = next(str(x.dtype) for x in args if isinstance(x, torch.Tensor))
     print(json.dumps({"kernel": " ".join([self.fn.__name__, dtype, *options]), **_needs(kernel)}), flush=True)
     return kernel
