@@ -42,6 +42,8 @@ class Cost:
 class _Instant:
     """Answers every step at once and notes the engine's CPU time between its steps."""
 
+    looks_ahead = False
+
     def __init__(self, steps: int) -> None:
         self.seconds = {"forward": 0.0, "sample": 0.0}
         self.between: list[float] = []

@@ -71,7 +71,7 @@ class _Reader:
         slots, positions = plan.samples()
         result = self._stage.run(plan, None, draws=None, layers=self._layers)
         assert result.logits is not None
-        return self._sampler.sample(result.logits, slots, positions).tokens.tolist() if drawn else []
+        return self._sampler.sample(result.logits, slots, positions).result().tokens if drawn else []
 
     def seconds(self, position: int, rows: int) -> float:
         """Of processor time, for so many tokens at once."""

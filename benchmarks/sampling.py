@@ -81,7 +81,7 @@ class _Way:
             sampled = self._sampler.choose(*result.best)
         else:
             assert result.logits is not None
-            sampled = self._sampler.sample(result.logits, *where)
+            sampled = self._sampler.sample(result.logits, *where).result()
         ended = perf_counter()
         return sampled.tokens, ended - forwarded, ended - started
 

@@ -19,7 +19,7 @@ from workers.pacing import Pacer
 from workers.parallel import ParallelContext
 from workers.request import EngineConfig, EngineLoad, Output, Request, TokenLogprob
 from workers.runner import Runner
-from workers.sampling import NOTHING_SAMPLED, Sampled
+from workers.sampling import NOTHING_SAMPLED, Drawn, Sampled
 from workers.scheduler import Scheduler
 from workers.speculation.draft_model import DraftModel, DraftStage
 from workers.speculation.model_speculation import ModelSpeculation
@@ -47,7 +47,7 @@ class _InFlight:
 
     step: Step
     started: float
-    sampled: Sampled | None
+    sampled: Sampled | Drawn | None
 
 
 class Engine:
@@ -69,7 +69,8 @@ class Engine:
         self._blocks = BlockManager(plan.kv_blocks, plan.kv_block_size, config.prefix_caching)
         self._pacer = Pacer(config.max_stretch, plan.pp, config.objectives.tpot_s)
         self._speculation = self._chosen_speculation(draft)
-        self._scheduler = Scheduler(config, self._blocks, self._pacer, plan.pp, self._speculation)
+        look_ahead = runner.looks_ahead and self._speculation is None  # guesses follow what is known
+        self._scheduler = Scheduler(config, self._blocks, self._pacer, plan.pp, self._speculation, look_ahead)
         self._in_flight: deque[_InFlight] = deque()
         self._news: list[Output] = []
         self._unheard: set[int] = set()  # keys of requests of which nothing has been handed over
@@ -120,7 +121,6 @@ class Engine:
     def load(self) -> EngineLoad:
         """As of now, give or take what a step changes while it is looked at."""
         speculation = self._speculation
-        accepted = 0 if speculation is None else speculation.accepted
         return EngineLoad(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
@@ -128,9 +128,9 @@ class Engine:
             free_blocks=self._blocks.free,
             total_blocks=self._blocks.num_blocks,
             steps=self._scheduler.steps,
-            generated_tokens=self._generated + accepted,
+            generated_tokens=self._generated,
             drafted_tokens=0 if speculation is None else speculation.drafted,
-            accepted_tokens=accepted,
+            accepted_tokens=0 if speculation is None else speculation.accepted,
             cached_blocks=self._blocks.cached,
             prompt_tokens=self.measures.queried_tokens,
             cached_prompt_tokens=self.measures.hit_tokens,
@@ -177,6 +177,8 @@ class Engine:
                 while len(self._in_flight) < self._scheduler.most_in_flight and self._launch(on_outputs):
                     pass
                 if self._in_flight:
+                    if self._pressing:  # no step could be begun that would have taken them along
+                        self._hand_over_pressing(on_outputs)
                     self._finish_oldest()
                 else:
                     self._hand_over(on_outputs)
@@ -279,12 +281,14 @@ class Engine:
 
     def _finish_oldest(self) -> None:
         oldest = self._in_flight.popleft()
-        step, sampled = oldest.step, oldest.sampled
+        step = oldest.step
         started = perf_counter()
         alternatives = step.alternatives()
         reporting = [asked for asked in alternatives if asked is not None]
-        if sampled is None:
+        if oldest.sampled is None:
             sampled = self._receive(step.samples, len(reporting), max(reporting, default=0))
+        else:
+            sampled = oldest.sampled.result()
         received = perf_counter()
         logprobs = iter(_token_logprobs(sampled.logprobs, reporting) if reporting else ())
         seconds = self._pacer.finished(
@@ -292,14 +296,11 @@ class Engine:
         )
         if self._speculation is not None:
             self._speculation.finished(len(step.sampled), step.drafted, step.prompt_tokens, seconds)
-        self._note(
-            self._scheduler.commit(
-                step,
-                sampled.tokens,
-                [None if asked is None else next(logprobs) for asked in alternatives],
-            )
+        outputs = self._scheduler.commit(
+            step, sampled.tokens, [None if asked is None else next(logprobs) for asked in alternatives]
         )
-        self._generated += len(step.sampled)
+        self._note(outputs)
+        self._generated += sum(len(output.token_ids) for output in outputs)
         self._parts["wait"].add(received - started)
         self._parts["commit"].add(perf_counter() - received)
 

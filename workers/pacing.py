@@ -99,7 +99,7 @@ class Pacer:
             if prompt_tokens >= MIN_CHUNK:
                 self._learn_prompt(decoding, decoded, prompt_tokens, own)
         elif decoding and not drafted and not self._reading and start >= self._read_until:
-            self._learn_decode(decoding, end - start)
+            self._learn_decode(decoding, own if self._micro_batches == 1 else end - start)
         return own
 
     def _learn_decode(self, decoding: int, seconds: float) -> None:

@@ -99,9 +99,9 @@ class Rank:
             if plan.kind is Kind.IDLE:
                 continue
             sampled = self._runner.run(plan)
-            if reports and sampled is not None and sampled.tokens:
-                tokens = torch.tensor(sampled.tokens, dtype=torch.float32)
-                self._context.send_result(torch.cat([tokens, sampled.logprobs.reshape(-1)]))
+            if reports and sampled is not None and (found := sampled.result()).tokens:
+                tokens = torch.tensor(found.tokens, dtype=torch.float32)
+                self._context.send_result(torch.cat([tokens, found.logprobs.reshape(-1)]))
 
     @property
     def running(self) -> Engine | None:

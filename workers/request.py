@@ -58,6 +58,11 @@ class SamplingParams:
             if not 0 <= number < 2**31:
                 raise ValueError(f"sampling parameters that do not fit 31 bits: {self}")
 
+    @property
+    def filters(self) -> bool:
+        """Whether tokens are drawn from some of the vocabulary."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
 
 @dataclass(frozen=True)
 class Request:

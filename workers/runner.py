@@ -18,7 +18,7 @@ from workers.native.library import library
 from workers.observation.measures import Durations
 from workers.parallel import ParallelContext
 from workers.request import EngineConfig
-from workers.sampling import NOTHING_SAMPLED, Sampled, Sampler
+from workers.sampling import NOTHING_SAMPLED, Drawn, Sampled, Sampler
 from workers.step_plan import StepPlan
 
 _NOTHING = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
@@ -47,7 +47,9 @@ def make_stage(
 class Runner:
     """One rank's stage and sampler.
 
-    `parts` has where the time of its steps went: "forward" (the stage, its collectives included), "sample".
+    `looks_ahead`: a step may follow before the tokens of the one before it are known. `parts` has where the time of its
+    steps went: "forward" (the stage, its collectives included), "sample"; of devices that compute while the process
+    goes on, the time to give them work.
     """
 
     def __init__(
@@ -64,12 +66,16 @@ class Runner:
         self._first, self._last = mine.stage == 0, mine.stage == plan.pp - 1
         self._hidden_size = plan.model.hidden_size
         self.stage = make_stage(plan, rank, config, checkpoint, context.stage, device, context.native)
+        last_tokens = self.stage.last_tokens if plan.pp == 1 else None
+        self.looks_ahead = last_tokens is not None
         self._sampler = None
         if self._last:
-            self._sampler = Sampler(config.max_running, mine.vocab, context.stage, device, self.stage.drawing)
+            self._sampler = Sampler(
+                config.max_running, mine.vocab, context.stage, device, self.stage.drawing, last_tokens
+            )
         self.parts = {"forward": Durations(), "sample": Durations()}
 
-    def run(self, plan: StepPlan) -> Sampled | None:
+    def run(self, plan: StepPlan) -> Sampled | Drawn | None:
         """One step; the sampled tokens on ranks of the last stage, None elsewhere. For callers in inference mode, which
         takes too long to enter for every step."""
         started = perf_counter()
@@ -88,7 +94,7 @@ class Runner:
             progress.begin("handing on to the next stage")
             self._context.send_hidden(result.hidden)
         forwarded = perf_counter()
-        sampled = None
+        sampled: Sampled | Drawn | None = None
         if sampler is not None:
             progress.begin("sampling")
             if not len(slots):

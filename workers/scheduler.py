@@ -38,7 +38,8 @@ class Scheduler:
 
     `micro_batches` steps are in flight at once (one a pipeline stage), with several one more while prompts are read, as
     steps then differ in length and a stage would wait for the tokens of a long one. A prompt's chunks may follow each
-    other through the stages; a decode waits for its token.
+    other through the stages; a decode waits for its token. With `look_ahead` it does not: a second step follows, whose
+    tokens are those that the first one draws, and which was in vain for sequences that these end.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Scheduler:
         pacer: Pacer,
         micro_batches: int,
         speculation: Speculation | None = None,
+        look_ahead: bool = False,
     ) -> None:
         self._config = config
         self._blocks = blocks
         self._pacer = pacer
         self._micro_batches = micro_batches
-        self.most_in_flight = steps_of_round(micro_batches)
+        self._look_ahead = look_ahead
+        self.most_in_flight = steps_of_round(micro_batches) + look_ahead
         self._speculation = speculation
         self.bounds = FairBounds(config.max_waiting, config.max_waiting_tokens)
         self.measures = Measures()
@@ -63,8 +66,8 @@ class Scheduler:
         self._free_slots = list(range(config.max_running - 1, -1, -1))
         self._by_key: dict[int, Sequence] = {}
         self._arrivals = 0
-        self._parked = 0
-        self._steps = 0
+        self.parked = 0
+        self.steps = 0
         self._since_reclaim = 0.0
         self._in_flight = 0
         self._admissions: list[tuple[float, ...]] = []
@@ -78,14 +81,6 @@ class Scheduler:
     @property
     def running(self) -> int:
         return len(self._running)
-
-    @property
-    def parked(self) -> int:
-        return self._parked
-
-    @property
-    def steps(self) -> int:
-        return self._steps
 
     def reserve(self, request: Request) -> bool:
         """Whether there is room in the queue, which is then kept for this request. May be called from any thread."""
@@ -107,7 +102,6 @@ class Scheduler:
         sequence = self._by_key.get(key)
         if sequence is None:
             return None
-        sequence.cancelled = True
         self._end(sequence)
         self._leave(sequence)
         return sequence.output(finish=FinishReason.CANCELLED)
@@ -118,7 +112,7 @@ class Scheduler:
         sequence = self._by_key.get(key)
         if sequence is not None and not sequence.parked:
             sequence.parked = True
-            self._parked += 1
+            self.parked += 1
             self._leave(sequence)
 
     def unpark(self, key: int) -> None:
@@ -126,7 +120,7 @@ class Scheduler:
         sequence = self._by_key.get(key)
         if sequence is not None and sequence.parked:
             sequence.parked = False
-            self._parked -= 1
+            self.parked -= 1
             if sequence.slot < 0:
                 self._waiting.push(sequence)
 
@@ -138,23 +132,29 @@ class Scheduler:
     def schedule(self) -> Step | None:
         """The next step, or None when no sequence can run before another step has ended."""
         self._admissions, self._updates = [], []
-        if self._waiting:
-            self._reclaim()
+        if self._waiting and not self._reclaim():
+            return None
         decodes, prompts = [], []
         for sequence in self._running:
             left = len(sequence.tokens) - sequence.planned
-            if left < 1 or sequence.cancelled or sequence.parked:
+            if sequence.ended or sequence.parked:
                 continue
-            if left == 1:
-                decodes.append(sequence)
-            else:
+            if left > 1:
                 prompts.append(sequence)
+            elif left == 1:
+                decodes.append(sequence)
+            elif self._look_ahead and sequence.tokens_left(self._config) > 1:
+                if not sequence.runs_ahead:
+                    return None  # so that nobody runs in every second step
+                decodes.append(sequence)
+        if self._look_ahead and self._in_flight and not self._room_for(decodes):
+            return None
         if self._shared:
             decodes.sort(key=Sequence.order)
             prompts.sort(key=Sequence.order)
         decoding = len(self._running) - len(prompts)
         arriving = min(len(self._waiting), len(self._free_slots))
-        if self._in_flight >= self._micro_batches and not (prompts or arriving):
+        if self._in_flight >= self._micro_batches + self._look_ahead and not (prompts or arriving):
             return None
         # A fair share for every micro-batch keeps all pipeline stages busy.
         share = -(-(len(self._running) + arriving) // self._micro_batches)
@@ -167,7 +167,8 @@ class Scheduler:
             budget = min(budget, allowed)
         drafts: Drafts = {}
         if prompts or arriving:
-            even = -(-self._config.max_batch_tokens // self.most_in_flight)  # no stage waits long for the first step
+            steps = self.most_in_flight - self._look_ahead
+            even = -(-self._config.max_batch_tokens // steps)  # no stage waits long for the first step
             self._prompt_rows(prompts, batch, share, min(budget, even))
         elif self._speculation is not None and batch:
             room = min(budget, max(self._config.max_running, _MOST_SAMPLES) - len(batch))
@@ -182,13 +183,13 @@ class Scheduler:
         for sequence, end in zip(step.sequences, step.ends, strict=True):
             sequence.in_flight -= 1
             if end >= (sequence.remembered + 1) * size:
-                self._remember(sequence, end)
+                sequence.remember(self._blocks, end)
         outputs = []
         place = 0
         for sequence, draft in zip(step.sampled, step.drafts, strict=True):
             first = place
             place += 1 + len(draft)
-            if sequence.cancelled:
+            if sequence.ended:
                 continue
             drawn: tuple[int, ...] = (tokens[first],)
             if draft:
@@ -201,9 +202,8 @@ class Scheduler:
             outputs.append(sequence.output(drawn, reported, finish))
             if finish is not None:
                 self._end(sequence)
-                self._retire(sequence)
         for sequence in step.sequences:
-            if sequence.cancelled or sequence.parked:
+            if sequence.ended or sequence.parked:
                 self._leave(sequence)
         return outputs
 
@@ -211,6 +211,11 @@ class Scheduler:
     def _shared(self) -> bool:
         """Whether sequences of more than one tenant run."""
         return bool(self._running) and self._running[0].tenant.running < len(self._running)
+
+    def _room_for(self, decodes: list[Sequence]) -> bool:
+        """Whether all may go on without blocks of others, who can give none up while a step of theirs is in flight."""
+        size = self._blocks.block_size
+        return self._blocks.free >= sum(sequence.planned >= len(sequence.blocks) * size for sequence in decodes)
 
     def _decode_rows(self, decodes: list[Sequence], most: int) -> Batch:
         batch: Batch = []
@@ -244,7 +249,7 @@ class Scheduler:
         cost = accepted * (1 + DRAWN)
         sequence.tenant.counter += cost / sequence.tenant.weight
         self._since_reclaim += cost
-        self._remember(sequence, sequence.planned)
+        sequence.remember(self._blocks, sequence.planned)
 
     def _prompt_rows(self, prompts: list[Sequence], batch: Batch, share: int, budget: int) -> None:
         """Adds chunks of prompts to `batch`, `budget` tokens together, up to `share` rows in all."""
@@ -280,31 +285,34 @@ class Scheduler:
     def _charge(self, sequence: Sequence, count: int) -> None:
         """Puts the next `count` positions on its tenant's account, save those it has paid before it lost its place."""
         end = sequence.planned + count
-        cost = DRAWN if end == len(sequence.tokens) else 0.0
+        cost = DRAWN if end >= len(sequence.tokens) else 0.0
         if end > sequence.charged:
             cost += end - max(sequence.planned, sequence.charged)
             sequence.charged = end
         sequence.tenant.counter += cost / sequence.tenant.weight
         self._since_reclaim += cost
 
-    def _reclaim(self) -> None:
+    def _reclaim(self) -> bool:
         """Takes a place for the tenant whose turn it is, which has fewer than its share of them, from the one that is
-        furthest ahead. Not often: what is computed again costs a quarter of what was served at most."""
+        furthest ahead. Not often: what is computed again costs a quarter of what was served at most. False where the
+        step that the other is in has to end before it can give up its place."""
         waiting = self._first_waiting()
         if waiting is None or waiting.tenant.running == len(self._running):
-            return
+            return True
         if self._free_slots and self._blocks.free >= self._blocks.blocks_for(len(waiting.tokens)):
-            return
+            return True
         own = waiting.tenant
-        victim = max(
-            (s for s in self._running if not s.in_flight and s.tenant is not own), key=Sequence.order, default=None
-        )
+        others = (s for s in self._running if s.tenant is not own and (self._look_ahead or not s.in_flight))
+        victim = max(others, key=Sequence.order, default=None)
         if victim is None or self._since_reclaim < _PER_RECLAIMED * len(victim.tokens):
-            return
+            return True
         ahead = victim.tenant
         if ahead.counter > own.counter and (own.running + 1) * ahead.weight <= (ahead.running - 1) * own.weight:
+            if victim.in_flight:
+                return False
             self._since_reclaim = 0.0
             self._preempt(victim)
+        return True
 
     def _admit(self, sequence: Sequence) -> bool:
         root = sequence.tenant.root
@@ -330,9 +338,7 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence) -> bool:
         """Makes room for one more token, taking blocks from sequences served after this one; False if it lost its own.
-
-        Prompts have all their blocks from the start.
-        """
+        Prompts have all their blocks from the start."""
         missing = self._blocks.blocks_for(sequence.planned + 1) - len(sequence.blocks)
         if missing <= 0:
             return True
@@ -357,9 +363,10 @@ class Scheduler:
 
     def _end(self, sequence: Sequence) -> None:
         """It is known no more."""
+        sequence.ended = True
         del self._by_key[sequence.request.key]
         sequence.tenant.sequences -= 1
-        self._parked -= sequence.parked
+        self.parked -= sequence.parked
 
     def _leave(self, sequence: Sequence) -> None:
         """Takes it out of the queue or of the batch; out of a step in flight, `commit` does."""
@@ -384,17 +391,9 @@ class Scheduler:
         sequence.blocks = []
         sequence.slot = -1
 
-    def _remember(self, sequence: Sequence, computed: int) -> None:
-        size = self._blocks.block_size
-        while sequence.remembered < computed // size:
-            start = sequence.remembered * size
-            block = sequence.blocks[sequence.remembered]
-            sequence.chain = self._blocks.remember(sequence.chain, block, sequence.tokens[start : start + size])
-            sequence.remembered += 1
-
     def _step(self, batch: Batch, drafts: Drafts, decoding: int, decoded: int) -> Step:
-        self._steps += 1
+        self.steps += 1
         self._in_flight += 1
-        step = make_step(self._steps, batch, drafts, self._admissions, self._updates, decoding, decoded)
+        step = make_step(self.steps, batch, drafts, self._admissions, self._updates, decoding, decoded)
         self._pacer.started(step.prompt_tokens)
         return step

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from time import monotonic
 
+from workers.kv_cache import BlockManager
 from workers.request import EngineConfig, FinishReason, Output, Request, TokenLogprob
 from workers.speculation.acceptance import Acceptance
 from workers.speculation.ngram_index import NgramIndex
@@ -35,8 +36,9 @@ class Sequence:
     it does not run. The first `charged` positions are on its tenant's account.
 
     It `arrived` at a time of `time.monotonic`. It is `waiting` for a place in the batch, `queued` while the queue has
-    an entry of it, `parked` while its reader rests. `index`, `reading` and `acceptance` are those of its
-    guesses.
+    an entry of it, `parked` while its reader rests. Once it has `ended`, what steps in flight still draw is dropped.
+    `index`, `reading` and `acceptance` are those of its guesses. It `runs_ahead` where what follows a token can be
+    computed before that token is known here: penalties count tokens, and filters look how far they reach.
     """
 
     request: Request
@@ -56,10 +58,14 @@ class Sequence:
     queued: bool = False
     counted: bool = True  # among those that wait for the first time, which are bounded
     parked: bool = False
-    cancelled: bool = False
+    ended: bool = False
     index: NgramIndex | None = None
     reading: Reading | None = None
     acceptance: Acceptance | None = None
+    runs_ahead: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.runs_ahead = not (self.uses_penalties or self.request.sampling.filters)
 
     @property
     def uses_penalties(self) -> bool:
@@ -83,6 +89,16 @@ class Sequence:
         if objective_s is not None and not begun and reading_s <= objective_s < now - self.arrived + reading_s:
             return FinishReason.SHED
         return None
+
+    def remember(self, blocks: BlockManager, computed: int) -> None:
+        """Puts full blocks of its first `computed` tokens into the prefix cache."""
+        size = blocks.block_size
+        known = min(computed, len(self.tokens))  # of one that ended in a step in flight, more is computed
+        while self.remembered < known // size:
+            start = self.remembered * size
+            block = self.blocks[self.remembered]
+            self.chain = blocks.remember(self.chain, block, self.tokens[start : start + size])
+            self.remembered += 1
 
     def take(
         self, tokens: Seq[int], draft: Seq[int], config: EngineConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workers.sequence import Sequence
-from workers.step_plan import ADMISSION, NO_ADMISSIONS, NO_UPDATES, Kind, StepPlan
+from workers.step_plan import ADMISSION, LAST, NO_ADMISSIONS, NO_UPDATES, Kind, StepPlan
 
 Batch = list[tuple[Sequence, int]]  # how many tokens of which sequence
 Drafts = dict[int, list[int]]  # guesses of what follows, by slot
@@ -46,6 +46,7 @@ class Step:
 
 
 _NO_DRAFT: list[int] = []
+_UNKNOWN = [LAST]
 
 
 def make_step(
@@ -58,7 +59,7 @@ def make_step(
     decoded: int,
 ) -> Step:
     """Plans the next tokens of the sequences in `batch`, `decoded` of which decode, and their `drafts` after them; all
-    count as in flight from now."""
+    count as in flight from now. Where the token to compute is one that a step in flight draws, ranks put it in."""
     rows: list[int] = []
     tokens: list[int] = []
     ends, sampled, guessed, drafted = [], [], [], 0
@@ -66,9 +67,9 @@ def make_step(
         start = sequence.planned
         end = sequence.planned = start + count
         sequence.in_flight += 1
-        if end == len(sequence.tokens):
+        if end >= len(sequence.tokens):
             sampled.append(sequence)
-            tokens += sequence.tokens[start:end]
+            tokens += sequence.tokens[start:end] or _UNKNOWN
             if drafts and (draft := drafts.get(sequence.slot)):
                 more = len(draft)
                 rows += (sequence.slot, start, count + more, 1 + more)

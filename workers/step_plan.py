@@ -18,7 +18,9 @@ from workers.request import SamplingParams
 
 Ints = npt.NDArray[np.int32]
 
-_MAGIC = 0x5048_0002  # "PH", format 2
+LAST = -1  # in a plan: the token drawn last for the sequence, which only the ranks know yet
+
+_MAGIC = 0x5048_0003  # "PH", format 3
 _HEADER = 8
 
 
@@ -73,7 +75,8 @@ def admission(slot: int, prompt_len: int, sampling: SamplingParams) -> tuple[flo
 
 @dataclass(frozen=True)
 class StepPlan:
-    """`rows` has one row a sequence in the batch, `tokens` their tokens, one sequence after the other.
+    """`rows` has one row a sequence in the batch, `tokens` their tokens, one sequence after the other; of a row of one
+    token it may be LAST.
 
     rows [sequences, 4]: slot, position of the first token, number of tokens, after how many of the last of them a token
     is sampled.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,12 +49,13 @@ def _most_held(prompt: int, output: int) -> int:
 @given(
     weights=st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=2, max_size=4),
     shapes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=4, max_size=4),
-    micro_batches=st.integers(1, 2),
+    steps=st.sampled_from([(1, False), (2, False), (1, True)]),
 )
 def test_shares_follow_the_weights_whatever_the_requests_look_like(
-    weights: list[float], shapes: list[tuple[int, int]], micro_batches: int
+    weights: list[float], shapes: list[tuple[int, int]], steps: tuple[int, bool]
 ) -> None:
-    load = _Load(Replica(micro_batches, 24, _CONFIG))
+    micro_batches, look_ahead = steps
+    load = _Load(Replica(micro_batches, 24, _CONFIG, look_ahead=look_ahead))
     names = "abcd"[: len(weights)]
     for name, weight, (prompt, output) in zip(names, weights, shapes, strict=False):
         load.send(name, weight, 120, prompt, output)
@@ -95,8 +97,10 @@ def test_idle_time_is_no_credit() -> None:
     assert min(served) > 1000
 
 
-def test_a_flood_of_long_streams_keeps_nobody_out_until_one_of_them_ends() -> None:
-    replica = Replica(1, 200, EngineConfig(max_running=4, max_batch_tokens=64, max_model_len=2000))
+@pytest.mark.parametrize("look_ahead", [False, True])
+def test_a_flood_of_long_streams_keeps_nobody_out_until_one_of_them_ends(look_ahead: bool) -> None:
+    config = EngineConfig(max_running=4, max_batch_tokens=64, max_model_len=2000)
+    replica = Replica(1, 200, config, look_ahead=look_ahead)
     for key in range(8):
         replica.add(key, [key], 150, tenant="flood")
     for _ in range(30):
@@ -147,8 +151,9 @@ def test_low_priorities_age() -> None:
     assert list(replica.outputs) == [0]
 
 
-def test_what_was_computed_before_is_not_paid_twice_when_blocks_run_out() -> None:
-    load = _Load(Replica(1, 12, _CONFIG))
+@pytest.mark.parametrize("look_ahead", [False, True])
+def test_what_was_computed_before_is_not_paid_twice_when_blocks_run_out(look_ahead: bool) -> None:
+    load = _Load(Replica(1, 12, _CONFIG, look_ahead=look_ahead))
     load.send("a", 1, 4, 2, 40)
     load.replica.run_dry()
     computed = 4 * (2 + 40 - 1)

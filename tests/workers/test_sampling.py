@@ -63,7 +63,7 @@ def drawn(
         shard = Span(cuts[group.rank], cuts[group.rank + 1])
         sampler = Sampler(rows, shard, group, torch.device("cpu"), drawing(shard, VOCAB, group))
         sampler.apply(plan)
-        return sampler.sample(logits[:, shard.start : shard.stop].clone(), np.arange(rows), where.numpy())
+        return sampler.sample(logits[:, shard.start : shard.stop].clone(), np.arange(rows), where.numpy()).result()
 
     if size == 1:
         return body(SoloGroup())

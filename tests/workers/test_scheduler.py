@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import random
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
 
 from tests.workers.token_replica import VOCAB, Replica, alone, mostly_right
 from workers.objectives import Objectives
 from workers.request import EngineConfig, FinishReason
-from workers.speculation.speculation import Propose
 
 
-@pytest.mark.parametrize("propose", [None, mostly_right], ids=["plain", "speculative"])
-@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("micro_batches", "options"),
+    [
+        *((number, {"propose": propose}) for number in (1, 2, 3) for propose in (None, mostly_right)),
+        (1, {"look_ahead": True}),
+    ],
+)
 @pytest.mark.parametrize("num_blocks", [16, 40])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_sequence_gets_its_own_tokens_whatever_happens_around_it(
-    propose: Propose | None, micro_batches: int, num_blocks: int, seed: int
+    micro_batches: int, options: dict[str, Any], num_blocks: int, seed: int
 ) -> None:
     rng = random.Random(f"{micro_batches} {num_blocks} {seed}")
-    replica = Replica(micro_batches, num_blocks, propose=propose)
+    replica = Replica(micro_batches, num_blocks, **options)
     asked: dict[int, tuple[list[int], int]] = {}
     cancelled = set()
     beginnings = [[rng.randrange(VOCAB) for _ in range(12)] for _ in range(2)]

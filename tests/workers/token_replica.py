@@ -13,7 +13,7 @@ from workers.scheduler import Scheduler
 from workers.sequence import Sequence
 from workers.speculation.speculation import LookupSpeculation, Propose
 from workers.step import Step
-from workers.step_plan import StepPlan
+from workers.step_plan import LAST, StepPlan
 
 BLOCK, VOCAB = 4, 11
 
@@ -45,6 +45,7 @@ class TokenMemory:
     def __init__(self, num_blocks: int, max_running: int) -> None:
         self.cells = [[-1] * BLOCK for _ in range(num_blocks)]
         self.tables: list[dict[int, int]] = [{} for _ in range(max_running)]
+        self.last = [-1] * max_running
 
     def run(self, sent: StepPlan) -> list[int]:
         plan = StepPlan.unpack(sent.pack())
@@ -55,9 +56,12 @@ class TokenMemory:
         for slot, start, count, samples in plan.rows.tolist():
             table = self.tables[slot]
             for position in range(start, start + count):
-                self.cells[table[position // BLOCK]][position % BLOCK] = tokens.popleft()
+                token = tokens.popleft()
+                self.cells[table[position // BLOCK]][position % BLOCK] = self.last[slot] if token == LAST else token
             context = [self.cells[table[p // BLOCK]][p % BLOCK] for p in range(start + count)]
             sampled += [next_token(context[: len(context) - after]) for after in reversed(range(samples))]
+            if samples:
+                self.last[slot] = sampled[-1]
         assert not tokens
         return sampled
 
@@ -71,12 +75,15 @@ class Replica:
     config: EngineConfig = field(default_factory=lambda: EngineConfig(max_running=6, max_batch_tokens=13))
     outputs: dict[int, list[Output]] = field(default_factory=dict)
     propose: Propose | None = None
+    look_ahead: bool = False
 
     def __post_init__(self) -> None:
         self.blocks = BlockManager(self.num_blocks, BLOCK)
         self.pacer = Pacer(self.config.max_stretch, self.micro_batches, self.config.objectives.tpot_s)
         self.speculation = None if self.propose is None else LookupSpeculation(self.config, self.propose)
-        self.scheduler = Scheduler(self.config, self.blocks, self.pacer, self.micro_batches, self.speculation)
+        self.scheduler = Scheduler(
+            self.config, self.blocks, self.pacer, self.micro_batches, self.speculation, self.look_ahead
+        )
         self.memory = TokenMemory(self.num_blocks, self.config.max_running)
         self.in_flight: deque[tuple[Step, list[int], float]] = deque()
         self.now = 0.0

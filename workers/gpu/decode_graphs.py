@@ -15,6 +15,7 @@ from torch import Tensor
 from workers.model.batch import Batch, BatchBuilder
 from workers.model.decoder import Decoder
 from workers.step_plan import StepPlan
+from workers.transfer import to_device
 
 Replay = Callable[[], None]
 Record = Callable[[Replay], Replay]
@@ -24,21 +25,23 @@ _STEP = 16
 
 
 class CudaGraphs:
-    """Graphs that share their memory, as no two of them run at once."""
+    """Graphs of one device that share their memory, as no two of them run at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Replay) -> Replay:
-        # The first run loads kernels and chooses among them, which must not be recorded.
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            run()
-        current.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            run()
+        with torch.cuda.device(self._device):  # a thread's streams are those of its current device
+            # The first run loads kernels and chooses among them, which must not be recorded.
+            stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                run()
+            current.wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                run()
         replay: Replay = graph.replay
         return replay
 
@@ -86,7 +89,7 @@ class DecodeGraphs:
         recorded = self._recorded.get(sequences)
         if recorded is None:
             recorded = self._recorded[sequences] = self._new(inputs, hidden is not None)
-        recorded.inputs.copy_(inputs)
+        recorded.inputs.copy_(to_device(inputs, self._batches.device))
         if recorded.hidden is not None:
             assert hidden is not None
             recorded.hidden[:count].copy_(hidden)
@@ -113,7 +116,7 @@ class DecodeGraphs:
     def _step(self, inputs: Tensor, x: Tensor | None) -> Tensor:
         tokens, positions, slots = inputs
         batch = Batch(
-            tokens=tokens,
+            tokens=self._batches.known(tokens, slots),
             positions=positions,
             cache_slots=self._batches.cache_slots(slots, positions),
             attention=self._attention_plan(self._batches.tables, slots, positions),

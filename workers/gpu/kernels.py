@@ -39,7 +39,7 @@ class TritonKernels:
         self._dtype = dtype
         self._programs = programs_of(device)
         if record is None and device.type == "cuda" and plan.tp == 1:
-            record = CudaGraphs()
+            record = CudaGraphs(device)
         self._record = record
 
     def linear(self, weight: Matrix, bias: Tensor | None) -> Linear:

@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from workers.model.batch import Sequences
+from workers.transfer import to_device
 
 _FEW_ROWS = 16  # the least that matrix units multiply
 
@@ -77,4 +78,4 @@ def _tiles(sequences: Sequences, which: Tensor, tokens: int) -> Tensor:
     entries = torch.stack(
         [firsts[of] + done, starts[of] + done, (counts[of] - done).clamp(max=tokens), slots[of]], dim=1
     )
-    return entries.to(sequences.tables.device)
+    return to_device(entries, sequences.tables.device)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from workers.model.batch import Sequences
 from workers.model.kept_rows import KeptRows
+from workers.transfer import to_device
 
 
 class KVCache:
@@ -97,7 +98,9 @@ def _decodes(sequences: Sequences, which: Tensor, block_size: int, windows: froz
     groups = []
     for value in sorted(set(bucket.tolist())):
         members, width = which[bucket == value], int(blocks[bucket == value].max())
-        rows, slots, positions = (x[members].to(device) for x in (sequences.firsts, sequences.slots, sequences.starts))
+        rows, slots, positions = (
+            to_device(x[members], device) for x in (sequences.firsts, sequences.slots, sequences.starts)
+        )
         behind = positions.unsqueeze(1) - torch.arange(width * block_size, device=device)  # how far back each key is
         groups.append(
             Decodes(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.step_plan import StepPlan
+from workers.step_plan import LAST, StepPlan
+from workers.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Batch:
 
 
 class BatchBuilder:
-    """Keeps the block tables of the running sequences, on the device, and turns StepPlans into Batches.
+    """Keeps what the device has to know of the running sequences, and turns StepPlans into Batches.
 
-    `tables` [max_running + 1, max_blocks]: the last one is of no sequence, and names a block that is nobody's.
+    `tables` [max_running + 1, max_blocks]: block tables; the last one is of no sequence, and names a block that is
+    nobody's. `last_tokens` [max_running + 1]: what was drawn last for each, kept up to date by who draws.
     """
 
     def __init__(
@@ -61,12 +63,13 @@ class BatchBuilder:
         self.block_size = block_size
         self.device = device
         self.tables = torch.full((max_running + 1, max_blocks), spare_block, device=device)
+        self.last_tokens = torch.zeros(max_running + 1, dtype=torch.int64, device=device)
         self._attention_plan = attention_plan
 
     def update(self, plan: StepPlan) -> None:
         """Takes in which blocks sequences got. Before anything else of a step."""
         if len(plan.block_updates):
-            slots, numbers, blocks = torch.from_numpy(plan.block_updates).to(self.device).long().unbind(1)
+            slots, numbers, blocks = to_device(torch.from_numpy(plan.block_updates), self.device).long().unbind(1)
             self.tables[slots, numbers] = blocks
 
     def build(self, plan: StepPlan) -> Batch:
@@ -76,14 +79,18 @@ class BatchBuilder:
         row_of = torch.repeat_interleave(counts)  # [tokens]
         positions = torch.arange(len(plan.tokens)) - firsts[row_of] + starts[row_of]
         tokens = torch.from_numpy(plan.tokens).long()
-        tokens, positions, slot_of = torch.stack([tokens, positions, slots[row_of]]).to(self.device)
+        tokens, positions, slot_of = to_device(torch.stack([tokens, positions, slots[row_of]]), self.device)
         return Batch(
-            tokens=tokens,
+            tokens=self.known(tokens, slot_of),
             positions=positions,
             cache_slots=self.cache_slots(slot_of, positions),
             attention=self._attention_plan(Sequences(self.tables, slots, starts, firsts, counts)),
-            sample_rows=_last_of_each(ends, samples).to(self.device),
+            sample_rows=to_device(_last_of_each(ends, samples), self.device),
         )
+
+    def known(self, tokens: Tensor, slots: Tensor) -> Tensor:
+        """[tokens]: those that are LAST are what was drawn last for their slots."""
+        return torch.where(tokens == LAST, self.last_tokens[slots], tokens)
 
     def cache_slots(self, slots: Tensor, positions: Tensor) -> Tensor:
         """[tokens]: where the token at a position of a slot's sequence is kept."""

@@ -21,6 +21,7 @@ from workers.sampling.drawing import Drawing
 from workers.sampling.draws import Draws
 from workers.sampling.torch_drawing import TorchDrawing
 from workers.step_plan import StepPlan
+from workers.transfer import asynchronous
 
 
 @dataclass
@@ -35,6 +36,11 @@ class StageResult:
 
 
 class Stage(Protocol):
+    """`last_tokens` int64 [at least max_running]: where the tokens drawn last are to be put, by slot, so that plans may
+    have LAST for them before anybody knows them; None where steps have ended when `run` returns."""
+
+    last_tokens: Tensor | None
+
     @property
     def drawing(self) -> Drawing:
         """What draws from its logits."""
@@ -70,6 +76,7 @@ class TorchStage:
             device,
         )
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
+        self.last_tokens = self._batches.last_tokens if asynchronous(device) else None
         self._graphs = kernels.graphs(self._decoder, self._batches)
         self.drawing = TorchDrawing(rank.vocab, plan.model.vocab_size, group, device)
 

@@ -105,6 +105,8 @@ class NativeStage:
     is one, which then never runs at the same time: two teams would take the cores from each other, as threads that wait
     look for work for a while."""
 
+    last_tokens: Tensor | None = None
+
     def __init__(
         self,
         native: ctypes.CDLL,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,35 +13,34 @@ from partitioning.plan import Span
 from workers.collectives import Group
 from workers.sampling.drawing import Drawing
 from workers.sampling.draws import DRAW, Draws
+from workers.sampling.sampled import NO_LOGPROBS, Drawn, Sampled
 from workers.sampling.state import PENALISED, REPORTED, SamplingState
 from workers.sampling.torch_drawing import likeliest
 from workers.step_plan import StepPlan
+from workers.transfer import to_device
 
 Slots = npt.NDArray[np.integer[Any]]
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """tokens [samples]. logprobs [rows that ask for them, 1 + 2 * n] float32: the token's own, then the n best
-    logprobs, then their ids, n being the most that any row asks for; no rows when none does. On the CPU."""
-
-    tokens: list[int]
-    logprobs: Tensor
-
-
-_NO_LOGPROBS = torch.empty(0, 1)
-NOTHING_SAMPLED = Sampled([], _NO_LOGPROBS)
-
-
 class Sampler:
-    """One rank's half of the draw. Every rank of the last stage calls it alike and gets the same tokens."""
+    """One rank's half of the draw. Every rank of the last stage calls it alike and gets the same tokens. `last_tokens`:
+    where the device keeps them, if it has to: see `Stage`."""
 
-    def __init__(self, max_running: int, vocab: Span, group: Group, device: torch.device, drawing: Drawing) -> None:
+    def __init__(
+        self,
+        max_running: int,
+        vocab: Span,
+        group: Group,
+        device: torch.device,
+        drawing: Drawing,
+        last_tokens: Tensor | None = None,
+    ) -> None:
         self._state = SamplingState(max_running, vocab, device)
         self._first_id = vocab.start
         self._group = group
         self._device = device
         self._drawing = drawing
+        self._last_tokens = last_tokens
         self._slots: bytes | None = None  # of the draws that were asked for last,
         self._recent = np.empty(0, dtype=DRAW)  # these,
         self._plain = True  # and whether they are all that is needed
@@ -63,23 +61,25 @@ class Sampler:
         """The tokens of the shards' best scores [samples] and their ids."""
         if self._group.size > 1:
             ids = likeliest(self._group, torch.from_numpy(scores), torch.from_numpy(ids)).numpy()
-        return Sampled(ids.tolist(), _NO_LOGPROBS)
+        return Sampled(ids.tolist(), NO_LOGPROBS)
 
-    def sample(self, logits: Tensor, slots: Slots, positions: npt.NDArray[np.int64]) -> Sampled:
+    def sample(self, logits: Tensor, slots: Slots, positions: npt.NDArray[np.int64]) -> Drawn:
         """logits [samples, shard] float32, which penalties change, for the tokens at `positions` of the sequences in
         `slots`."""
         tasks = self._state.tasks[slots]
         every = int(np.bitwise_or.reduce(tasks))
         if every & REPORTED:
-            reporting = np.flatnonzero(tasks & REPORTED)
-            own = logits[self._rows(reporting)]
+            reporting = self._rows(np.flatnonzero(tasks & REPORTED))
+            own = logits[reporting]
         if every & PENALISED:
             self._state.penalise(logits, slots)
         tokens = self._drawing.draw(logits, self._draws(slots, positions))
+        if self._last_tokens is not None:
+            self._last_tokens[self._rows(slots)] = tokens
         if not every & REPORTED:
-            return Sampled(tokens.tolist(), _NO_LOGPROBS)
+            return Drawn(tokens)
         alternatives = int(self._state.parameters[slots]["logprobs"].max())
-        return Sampled(tokens.tolist(), self._logprobs(own, tokens[self._rows(reporting)], alternatives).cpu())
+        return Drawn(tokens, self._logprobs(own, tokens[reporting], alternatives))
 
     def _draws(self, slots: Slots, positions: npt.NDArray[np.int64]) -> Draws:
         if self._slots != (asked := slots.tobytes()):  # most steps have the sequences of the one before
@@ -97,7 +97,9 @@ class Sampler:
         mine = (column >= 0) & (column < shard)
         message = logits.new_full((rows, 2 + 2 * count), -torch.inf)
         message[:, 0] = logits.logsumexp(dim=1) if shard else -torch.inf
-        message[mine, 1] = logits[mine].gather(1, column[mine].unsqueeze(1))[:, 0]
+        if shard:
+            found = logits.gather(1, column.clamp(0, shard - 1).unsqueeze(1))[:, 0]
+            message[:, 1] = found.masked_fill(~mine, -torch.inf)
         message[:, 2 : 2 + best.shape[1]] = best
         message[:, 2 + count : 2 + count + best.shape[1]] = (columns + self._first_id).float()
         gathered = self._group.all_gather(message)  # [size, rows, ...]
@@ -109,5 +111,5 @@ class Sampler:
         values, ids = values[:, :count], ids.gather(1, order)[:, :count]
         return torch.cat([token - norm, values - norm, ids], dim=1)
 
-    def _rows(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(rows).to(self._device)
+    def _rows(self, rows: npt.NDArray[np.integer[Any]]) -> Tensor:
+        return to_device(torch.from_numpy(rows), self._device).long()

@@ -13,6 +13,7 @@ from workers.sampling.draws import Draws, filtering
 from workers.sampling.filtered import filtered_candidates
 from workers.sampling.noise import gumbel, token_keys
 from workers.seeds import row_keys
+from workers.transfer import to_device
 
 
 class TorchDrawing:
@@ -56,7 +57,7 @@ class TorchDrawing:
         return ids.gather(1, winner)[:, 0]
 
     def _sent(self, values: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+        return to_device(torch.from_numpy(np.ascontiguousarray(values)), self._device)
 
 
 def likeliest(group: Group, scores: Tensor, ids: Tensor) -> Tensor:

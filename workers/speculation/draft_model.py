@@ -159,4 +159,4 @@ class DraftModel:
         if result.best is not None:
             return self._sampler.choose(*result.best).tokens
         assert result.logits is not None
-        return self._sampler.sample(result.logits, slots, positions).tokens
+        return self._sampler.sample(result.logits, slots, positions).result().tokens

@@ -27,7 +27,8 @@ from workers.model.stage import TorchStage
 from workers.model.torch_kernels import TorchKernels
 from workers.model.weights import WeightReader
 from workers.native.build import OFF, SWITCH
-from workers.step_plan import StepPlan
+from workers.sampling import Drawn, Sampler
+from workers.step_plan import LAST, StepPlan
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -133,6 +134,43 @@ def test_replayed_steps_compute_what_others_do(
             assert (found - expected).abs().max() <= tolerance * expected.abs().max()
     for record in records:  # of two sequences and of four
         assert (record.recorded, record.replayed) == (2, 4)
+
+
+def test_tokens_that_nobody_knows_yet_are_what_was_drawn_last(tmp_path: Path) -> None:
+    """In a step that is replayed, and in one that is not."""
+    plan = plan_for(make_tiny(tmp_path, "llama", num_hidden_layers=2))
+    known, unknown = _triton(plan), _triton(plan, 0, _Again())
+    first = step(1, plan.kv_block_size, (0, 0, [1, 2, 3]), (2, 0, [4]))
+    for stage in (known, unknown):
+        logits(stage, first)
+    unknown._batches.last_tokens[:3] = torch.tensor([7, 8, 9])
+    decodes = [(0, 3, [7]), (2, 1, [9])], [(0, 3, [LAST]), (2, 1, [LAST])]
+    for more in ([], [(1, 0, [5, 6])]):
+        told, untold = (step(2, plan.kv_block_size, *rows, *more) for rows in decodes)
+        assert torch.equal(logits(unknown, untold), logits(known, told))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="there is no GPU")
+def test_a_step_waits_for_none_before_it(tmp_path: Path) -> None:
+    """Its tokens are drawn and on their way to host memory while those of others are still being computed."""
+    plan = plan_for(make_tiny(tmp_path, "llama", num_hidden_layers=2))
+    stage = _triton(plan)
+    sampler = Sampler(4, plan.ranks[0].vocab, SoloGroup(), DEVICE, stage.drawing, stage.last_tokens)
+
+    def run(planned: StepPlan) -> Drawn:
+        return sampler.sample(logits(stage, planned), *planned.samples())
+
+    prompts = step(1, plan.kv_block_size, (0, 0, [1, 2, 3]), (1, 0, [4]))
+    decodes = [step(n, plan.kv_block_size, (0, n + 1, [LAST]), (1, n - 1, [LAST])) for n in range(2, 6)]
+    for planned in (prompts, decodes[0]):  # what is built and recorded at the first use may wait
+        run(planned).result()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        drawn = [run(planned) for planned in (prompts, *decodes)]
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert all(len(one.result().tokens) == 2 for one in drawn)
 
 
 def test_other_steps_are_not_replayed(tmp_path: Path) -> None:
