@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from partitioning.plan import Plan
+from workers.collectives import CollectiveStalled
 from workers.kv_cache import BlockManager
 from workers.observation.followed import Follower
 from workers.observation.measures import Durations, Measures
@@ -80,7 +81,7 @@ class Engine:
         self._wake = threading.Condition()
         self._inbox: list[Request] = []
         self._orders: list[tuple[Callable[[int], Output | None], int]] = []
-        self._stopping = False
+        self._stopping = self._aborted = False
         self._generated = 0
         self._parts = {part: Durations() for part in ("schedule", "draft", "send", "publish", "wait", "commit")}
         self._drafting_s = 0.0  # of all guesses so far
@@ -157,6 +158,7 @@ class Engine:
 
     def abort(self) -> None:
         """Ends `run` with CollectiveStalled even if it waits for a rank that is gone."""
+        self._aborted = True
         self.stop()
         self._context.abort()
 
@@ -289,6 +291,8 @@ class Engine:
             sampled = self._receive(step.samples, len(reporting), max(reporting, default=0))
         else:
             sampled = oldest.sampled.result()
+            if self._aborted:  # what devices were computing then has been cut short, and says nothing
+                raise CollectiveStalled("a rank is gone")
         received = perf_counter()
         logprobs = iter(_token_logprobs(sampled.logprobs, reporting) if reporting else ())
         seconds = self._pacer.finished(

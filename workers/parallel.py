@@ -23,6 +23,7 @@ from workers.collectives.flight_recorder import unfinished
 from workers.collectives.process_group import FRAME, framed
 from workers.collectives.shared_file import SharedFiles, host_key
 from workers.collectives.shared_memory import SharedMemoryGroup, group_bytes
+from workers.gpu.symmetric import with_quick_sums
 from workers.native.library import library
 from workers.progress import Progress, Pulse
 from workers.rendezvous import SignedStore, prove
@@ -113,6 +114,10 @@ class ParallelContext:
         self.stage: Group = self._control
         if device.type == "cuda" and plan.tp > 1:
             self.stage = ProcessGroup(self._nccl(f"stage{mine.stage}", mine.tp_rank, plan.tp))
+            if len(self._stage_hosts()) == 1:
+                name = derived(secret, f"sums of stage {mine.stage}")
+                memory = PrefixStore(name, self._plain)
+                self.stage = with_quick_sums(self.stage, self._control, memory, name, device)
 
     def send_plan(self, plan: StepPlan) -> None:
         """Rank 0: hands a StepPlan to every other rank, without waiting for them."""
@@ -172,6 +177,8 @@ class ParallelContext:
         self._control.abort()
         for channel in self._channels.values():
             channel.abort()
+        if self.stage is not self._control:
+            self.stage.abort()
         for group in self._groups:
             group.abort()
 

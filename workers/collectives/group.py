@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Protocol
 
 from torch import Tensor
@@ -31,6 +32,11 @@ class Group(Protocol):
         not measured. May be asked from any thread."""
         ...
 
+    @property
+    def replayed(self) -> int:
+        """Up to how many numbers a sum may be recorded in a CUDA graph and replayed."""
+        ...
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place; returns x. Any contiguous float tensor."""
         ...
@@ -57,6 +63,7 @@ class SoloGroup:
     size = 1
     operations = 0
     waited_s = 0.0
+    replayed = sys.maxsize
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return x

@@ -25,6 +25,8 @@ class HierarchicalGroup:
         between: the leaders, in the order of `hosts`; None on other ranks.
     """
 
+    replayed = 0
+
     def __init__(
         self,
         rank: int,

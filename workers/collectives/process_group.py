@@ -22,6 +22,8 @@ class ProcessGroup:
     """A `Group` over a torch.distributed process group. `members` are the ranks' numbers in the stage, for messages, if
     they are only some of it."""
 
+    replayed = 0
+
     def __init__(self, group: Any, members: Sequence[int] | None = None) -> None:
         self.rank, self.size = group.rank(), group.size()
         self._group = group

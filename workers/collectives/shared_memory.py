@@ -33,6 +33,8 @@ class SharedMemoryGroup:
     before it sleeps. `members` are the ranks' numbers in the stage, for messages, if they are only some of it.
     """
 
+    replayed = 0
+
     def __init__(
         self,
         path: Path,

@@ -60,7 +60,8 @@ class DecodeGraphs:
     """The layers of a stage for steps of one token a sequence. What a graph has too many of are sequences in the slot
     that is nobody's.
 
-    `attention_plan` makes what attention wants to know of a step's slots and positions, on the device.
+    `attention_plan` makes what attention wants to know of a step's slots and positions, on the device. Of more than
+    `most` sequences there is no graph.
     """
 
     def __init__(
@@ -71,9 +72,11 @@ class DecodeGraphs:
         dtype: torch.dtype,
         hidden_size: int,
         record: Record,
+        most: int,
     ) -> None:
         self._decoder, self._batches, self._attention_plan = decoder, batches, attention_plan
         self._dtype, self._hidden_size, self._record = dtype, hidden_size, record
+        self._most = most
         self._recorded: dict[int, _Recorded] = {}
 
     def run(self, plan: StepPlan, hidden: Tensor | None) -> Tensor | None:
@@ -82,7 +85,8 @@ class DecodeGraphs:
             return None
         slots, positions = torch.from_numpy(plan.rows).long().unbind(1)[:2]
         count = len(slots)
-        sequences = _sequences(count)
+        if (sequences := _sequences(count)) > self._most:
+            return None
         inputs = torch.zeros(3, sequences, dtype=torch.int64)
         inputs[2] = len(self._batches.tables) - 1
         inputs[:, :count] = torch.stack([torch.from_numpy(plan.tokens).long(), positions, slots])

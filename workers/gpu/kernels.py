@@ -23,8 +23,7 @@ from workers.model.weights import Matrix
 
 
 class TritonKernels:
-    """See `Kernels`. `record`: what decode steps are recorded with; None: CUDA graphs, where there is CUDA and ranks do
-    not meet within a step, as what they meet with is not made to be replayed."""
+    """See `Kernels`. `record`: what decode steps are recorded with; None: CUDA graphs, where there is CUDA."""
 
     norm = staticmethod(norm)
     add_norm = staticmethod(add_norm)
@@ -38,7 +37,7 @@ class TritonKernels:
         self.plan = self._tiling.plan
         self._dtype = dtype
         self._programs = programs_of(device)
-        if record is None and device.type == "cuda" and plan.tp == 1:
+        if record is None and device.type == "cuda":
             record = CudaGraphs(device)
         self._record = record
 
@@ -54,7 +53,8 @@ class TritonKernels:
         q = place_heads(qkv, layer.norms, rotary, batch.cache_slots, layer.cache)
         return paged_attention(q, layer.cache, batch.attention, self._tiling, layer.window, self._programs)
 
-    def graphs(self, decoder: Decoder, batches: BatchBuilder) -> DecodeGraphs | None:
-        if self._record is None:
+    def graphs(self, decoder: Decoder, batches: BatchBuilder, replayed: int) -> DecodeGraphs | None:
+        most = replayed // self._hidden_size  # sequences, whose sums are those of their hidden states
+        if self._record is None or not most:
             return None
-        return DecodeGraphs(decoder, batches, self._tiling.decoding, self._dtype, self._hidden_size, self._record)
+        return DecodeGraphs(decoder, batches, self._tiling.decoding, self._dtype, self._hidden_size, self._record, most)

@@ -65,6 +65,6 @@ class Kernels(Protocol):
         [tokens, heads, head_dim]. Each query looks at its own sequence up to itself, within the layer's window."""
         ...
 
-    def graphs(self, decoder: Decoder, batches: BatchBuilder) -> Graphs | None:
-        """What replays decode steps of the decoder, if something does."""
+    def graphs(self, decoder: Decoder, batches: BatchBuilder, replayed: int) -> Graphs | None:
+        """What replays decode steps of the decoder, if something does. `replayed` is the group's."""
         ...

@@ -77,7 +77,7 @@ class TorchStage:
         )
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
         self.last_tokens = self._batches.last_tokens if asynchronous(device) else None
-        self._graphs = kernels.graphs(self._decoder, self._batches)
+        self._graphs = kernels.graphs(self._decoder, self._batches, group.replayed)
         self.drawing = TorchDrawing(rank.vocab, plan.model.vocab_size, group, device)
 
     def run(self, plan: StepPlan, hidden: Tensor | None, draws: Draws | None, layers: int | None = None) -> StageResult:

@@ -26,6 +26,7 @@ from triton.runtime.jit import JITFunction
 from partitioning.quantised import Quantised
 from workers.gpu.attention import paged_attention
 from workers.gpu.heads import place_heads
+from workers.gpu.one_shot import OneShot
 from workers.gpu.products import GroupLinear
 from workers.gpu.rows import add_norm, gated, norm
 from workers.gpu.tiles import PagedPlan, Tiles, Tiling
@@ -69,6 +70,7 @@ def _needs(kernel: Any) -> dict[str, object]:
         "stack": found["STACK"] + found["LOCAL"],
         "shared": kernel.metadata.shared,
         "matrix": "mma" in kernel.asm["ptx"],
+        "orders": sorted(set(re.findall(r"atom\..*?(acquire|release)", kernel.asm["ptx"]))),
     }
 
 
@@ -124,6 +126,8 @@ def main() -> None:
     _heads(FloatRows, 128, torch.float32)
     _products(torch.bfloat16)
     _products(torch.float32)
+    for dtype in (torch.bfloat16, torch.float32):
+        OneShot.of(1, [0] * 8, torch.device("cpu")).all_reduce(torch.empty(_HIDDEN, dtype=dtype))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def test_kernels_fit_into_registers_and_shared_memory(capability: int) -> None:
     assert result.returncode == 0, result.stderr
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
     assert {kernel["kernel"].split()[0] for kernel in kernels} == {
-        "_add_norm", "_attend", "_expand", "_gated", "_join", "_place", "_product",
+        "_add_norm", "_attend", "_expand", "_gated", "_join", "_one_shot", "_place", "_product",
     }  # fmt: skip
     for kernel in kernels:
         assert kernel["shared"] <= _SHARED, kernel
@@ -31,3 +31,5 @@ def test_kernels_fit_into_registers_and_shared_memory(capability: int) -> None:
             assert kernel["stack"] <= _SPILLED, f"registers spill: {kernel}"
         if kernel["kernel"].startswith(("_attend", "_product")):
             assert kernel["matrix"], kernel
+        if kernel["kernel"].startswith("_one_shot"):
+            assert kernel["orders"] == ["acquire", "release"], "GPUs see each other's numbers in order"

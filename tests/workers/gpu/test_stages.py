@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class _Again:
+class Again:
     """Counts what is recorded and what is replayed."""
 
     def __init__(self) -> None:
@@ -57,11 +57,11 @@ def _stage(plan: Plan, rank: int, kernels: Kernels, device: torch.device) -> Tor
         return TorchStage(weights, plan, plan.ranks[rank], config_for(plan), SoloGroup(), device, kernels)
 
 
-def _plain(plan: Plan, rank: int = 0) -> TorchStage:
+def plain_stage(plan: Plan, rank: int = 0) -> TorchStage:
     return _stage(plan, rank, TorchKernels(plan, plan.ranks[rank], CPU), CPU)
 
 
-def _triton(plan: Plan, rank: int = 0, record: _Again | None = None) -> TorchStage:
+def _triton(plan: Plan, rank: int = 0, record: Again | None = None) -> TorchStage:
     return _stage(plan, rank, TritonKernels(plan, plan.ranks[rank], DEVICE, record), DEVICE)
 
 
@@ -80,7 +80,7 @@ def _conversation(vocab_size: int, block_size: int) -> Iterator[StepPlan]:
 
 def _compare(plan: Plan, tolerance: float, rank: int = 0) -> None:
     """Every step's logits, relative to the largest."""
-    plain, triton = _plain(plan, rank), _triton(plan, rank)
+    plain, triton = plain_stage(plan, rank), _triton(plan, rank)
     for number, planned in enumerate(_conversation(len(plan.ranks[rank].vocab), plan.kv_block_size)):
         expected, found = logits(plain, planned), logits(triton, planned).to(CPU)
         assert (found - expected).abs().max() <= tolerance * expected.abs().max(), f"step {number + 1}"
@@ -111,8 +111,8 @@ def test_replayed_steps_compute_what_others_do(
     tmp_path: Path, family: str, stages: int, kv_cache: str, tolerance: float
 ) -> None:
     plan = plan_for(make_tiny(tmp_path, family, num_hidden_layers=2), pp=stages, kv_block_size=8, kv_cache=kv_cache)
-    records = [_Again() for _ in range(stages)]
-    plain = [_plain(plan, rank) for rank in range(stages)]
+    records = [Again() for _ in range(stages)]
+    plain = [plain_stage(plan, rank) for rank in range(stages)]
     replaying = [_triton(plan, rank, record) for rank, record in enumerate(records)]
     rng = np.random.default_rng(3)
     lengths = [6, 2, 14]
@@ -139,7 +139,7 @@ def test_replayed_steps_compute_what_others_do(
 def test_tokens_that_nobody_knows_yet_are_what_was_drawn_last(tmp_path: Path) -> None:
     """In a step that is replayed, and in one that is not."""
     plan = plan_for(make_tiny(tmp_path, "llama", num_hidden_layers=2))
-    known, unknown = _triton(plan), _triton(plan, 0, _Again())
+    known, unknown = _triton(plan), _triton(plan, 0, Again())
     first = step(1, plan.kv_block_size, (0, 0, [1, 2, 3]), (2, 0, [4]))
     for stage in (known, unknown):
         logits(stage, first)
@@ -175,7 +175,7 @@ def test_a_step_waits_for_none_before_it(tmp_path: Path) -> None:
 
 def test_other_steps_are_not_replayed(tmp_path: Path) -> None:
     plan = plan_for(make_tiny(tmp_path, "llama", num_hidden_layers=2))
-    record = _Again()
+    record = Again()
     stage = _triton(plan, 0, record)
     stage.run(step(1, plan.kv_block_size, (0, 0, [1, 2, 3]), (1, 0, [4])), None, None)
     unsampled = step(2, plan.kv_block_size, (0, 3, [5]), (1, 1, [6]))
@@ -184,7 +184,12 @@ def test_other_steps_are_not_replayed(tmp_path: Path) -> None:
     assert found is not None
     assert len(found) == 1
     stage.run(step(3, plan.kv_block_size, (0, 4, [5])), None, None, layers=1)
+    two = 2 * plan.model.hidden_size  # numbers of sums that can be replayed
+    stage._graphs = TritonKernels(plan, plan.ranks[0], DEVICE, record).graphs(stage._decoder, stage._batches, two)
+    stage.run(step(3, plan.kv_block_size, *((slot, 5, [6]) for slot in range(3))), None, None)
     assert record.recorded == 0
+    stage.run(step(3, plan.kv_block_size, *((slot, 5, [6]) for slot in range(2))), None, None)
+    assert record.recorded == 1
 
 
 def test_triton_is_for_gpus_and_may_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
