@@ -88,7 +88,7 @@ def number_ranks(
                     kv_heads=rank.kv_heads,
                     mlp=rank.mlp,
                     vocab=rank.vocab,
-                    weight_bytes=weight_bytes(model, settings.stored, rank.part),
+                    weight_bytes=weight_bytes(model, settings.stored(rank.device.kind), rank.part),
                     decode_seconds=decode[tp_rank],
                     prefill_seconds=prefill[tp_rank] * prefill_chunks,
                 )

@@ -94,15 +94,15 @@ class CacheBytes:
 def parameter_bytes(dtype: DType, weights: WeightType, packed_bits: float = 0) -> ParameterBytes:
     """Quantised weights have 16 bits of scale (and, in 4 bits, 16 of offset) for every 32 codes. With "auto" the layers
     take what the file has them in, `packed_bits`; where that is 0, as of GGUF files, they are counted as if they were
-    expanded: the most that they can take. Layers with one scale for an output, which take fewer than eight bits in
-    groups do, stay as they are where eight bits are asked for."""
+    expanded: the most that they can take. Layers that are in eight bits stay as they are where eight bits are asked
+    for."""
     size = DTYPE_BYTES[dtype]
     eight, four = _EIGHT_BITS, 5 / 8
     if weights == "auto" and packed_bits and dtype != "float32":
         return ParameterBytes(packed_bits / 8, size, size)
     if weights in ("auto", "dense"):
         return ParameterBytes(size, size, size)
-    if weights == "int8" and 1 <= packed_bits / 8 < eight:
+    if weights == "int8" and packed_bits >= 8:
         return ParameterBytes(packed_bits / 8, eight, size)
     return ParameterBytes(eight if weights == "int8" else four, eight, size)
 

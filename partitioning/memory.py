@@ -36,11 +36,12 @@ class MemoryShortError(PlanError):
 def room_bytes(model: ModelSpec, settings: PlanSettings, part: Slice, device: DeviceSpec) -> int:
     """Bytes a rank has left for its KV cache; negative when not even the weights fit."""
     usable = int(device.memory_bytes * settings.memory_fraction)
-    return usable - _reserve(model, settings, part, device) - weight_bytes(model, settings.stored, part)
+    return usable - _reserve(model, settings, part, device) - weight_bytes(model, settings.stored(device.kind), part)
 
 
 def _reserve(model: ModelSpec, settings: PlanSettings, part: Slice, device: DeviceSpec) -> int:
-    return reserve_bytes(model, settings.dtype, settings.stored, part, device.kind, settings.max_batch_tokens)
+    stored = settings.stored(device.kind)
+    return reserve_bytes(model, settings.dtype, stored, part, device.kind, settings.max_batch_tokens)
 
 
 def kv_blocks(model: ModelSpec, settings: PlanSettings, stages: Sequence[StageLayout]) -> int:
@@ -75,7 +76,7 @@ def check_memory(model: ModelSpec, settings: PlanSettings, stages: Sequence[Stag
     if lack == 0:
         return
     rank, draft = layouts[worst], drafts[worst]
-    weights = weight_bytes(model, settings.stored, rank.part)
+    weights = weight_bytes(model, settings.stored(rank.device.kind), rank.part)
     kv = kv_token_bytes(model, settings.cached, rank.part) * tokens
     reserve = _reserve(model, settings, rank.part, rank.device)
     usable = int(rank.device.memory_bytes * settings.memory_fraction)
@@ -110,9 +111,9 @@ def _draft_needs(settings: PlanSettings, stages: Sequence[StageLayout]) -> _Draf
     if draft is None or not draft.apart(sum(len(stage.ranks) for stage in stages)):
         return _NOTHING
     kind = stages[0].ranks[0].device.kind
+    stored = settings.stored(kind)
     return _Draft(
-        weight_bytes(draft.model, settings.stored, draft.whole)
-        + screen_bytes(draft.model, settings.stored, draft.whole, kind),
+        weight_bytes(draft.model, stored, draft.whole) + screen_bytes(draft.model, stored, draft.whole, kind),
         kv_token_bytes(draft.model, settings.cached, draft.whole),
     )
 

@@ -45,8 +45,9 @@ class ModelSpec:
 
     `layer_windows[i]` is the sliding attention window of layer i in tokens (a query attends to itself and the
     window - 1 tokens before it), 0 for full attention. `packed_bits`: what a parameter of the layers' quantised
-    matrices takes, scales included, where all of them can stay in the bits that the file has them in, else 0; `notes`
-    are what a plan should say of the checkpoint.
+    matrices takes, scales included, where all of them can stay in the bits that the file has them in, else 0;
+    `gpu_packed_bits`: the same on GPUs, which have kernels for 8-bit floats, too; `notes` are what a plan should say of
+    the checkpoint.
 
     Raises ValueError for sizes that no model has.
     """
@@ -71,6 +72,7 @@ class ModelSpec:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     packed_bits: float = 0
+    gpu_packed_bits: float = 0
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from partitioning.model_spec import CacheType, DType, ModelSpec, WeightType
+
+if TYPE_CHECKING:
+    from partitioning.topology import DeviceKind
 
 
 class PlanError(ValueError):
@@ -53,6 +57,11 @@ class RankPlan:
     weight_bytes: int
     decode_seconds: float = 0.0
     prefill_seconds: float = 0.0
+
+    @property
+    def kind(self) -> DeviceKind:
+        """Of its device."""
+        return "cuda" if self.device.startswith("cuda") else "cpu"
 
     def readers(self, group: int) -> list[int]:
         """How many of this rank's query heads read each of its KV heads; `group` do in the whole model."""

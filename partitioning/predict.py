@@ -28,7 +28,7 @@ def rank_seconds(model: ModelSpec, settings: PlanSettings, stage: StageLayout, l
     if not embeds:
         shared += handover_seconds(model, settings.dtype, stage.entry, load)
     compute = {
-        rank: compute_seconds(model, settings.cached, settings.stored, rank.part, rank.device, load)
+        rank: compute_seconds(model, settings.cached, settings.stored(rank.device.kind), rank.part, rank.device, load)
         for rank in dict.fromkeys(stage.ranks)
     }
     return [shared + compute[rank] for rank in stage.ranks]

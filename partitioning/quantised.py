@@ -1,5 +1,5 @@
 """Weights in 8 or 4 bits. `Quantised`: in groups of 32 inputs, the common ground of GGUF's simple blocks and of what is
-quantised while loading. `Channels`: 8 bits with one scale for an output."""
+quantised while loading. `Channels`: 8 bits with one scale for an output. `FloatCodes`: floats of 8 bits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHRINK = torch.linspace(1.0, 0.75, 11)  # ranges tried for four bits, as parts 
 
 
 class Codes(ABC):
-    """A matrix [rows, cols] of integers with scales: codes uint8 of `bits`."""
+    """A matrix [rows, cols] of integers or small floats with scales: codes uint8 of `bits`."""
 
     bits: int
     codes: Tensor
@@ -133,6 +133,38 @@ class Channels(Codes):
 
     def like(self, other: Codes) -> bool:
         return isinstance(other, Channels)
+
+    def stack(self, others: Sequence[Self]) -> Self:
+        parts = (self, *others)
+        return type(self)(torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts]))
+
+
+@dataclass(frozen=True)
+class FloatCodes(Codes):
+    """w[row, col] = scales[row, col // 32] * f(codes[row, col]), where f takes a byte for an E4M3 float (Micikevicius
+    et al., "FP8 Formats for Deep Learning", 2022). With one scale for an output it is scales[row, 0].
+
+    codes uint8 [rows, cols], none of which is NaN; scales float32 [rows, groups of 32] or [rows, 1].
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits = 8
+
+    def dequantise(self) -> Tensor:
+        scales = self.scales
+        if scales.shape[1] != 1:
+            scales = scales.repeat_interleave(GROUP, dim=1)[:, : self.codes.shape[1]]
+        return scales * self.codes.view(torch.float8_e4m3fn).float()
+
+    def rows(self, which: Tensor) -> Self:
+        return type(self)(self.codes[which], self.scales[which])
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(self.codes.to(device), self.scales.to(device))
+
+    def like(self, other: Codes) -> bool:
+        return isinstance(other, FloatCodes) and self.scales.shape[1] == other.scales.shape[1]
 
     def stack(self, others: Sequence[Self]) -> Self:
         parts = (self, *others)

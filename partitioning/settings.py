@@ -8,6 +8,7 @@ from partitioning.costs import CacheBytes, Load, ParameterBytes, cache_bytes, pa
 from partitioning.draft import Draft
 from partitioning.model_spec import CacheType, DType, ModelSpec, WeightType
 from partitioning.plan import PlanError
+from partitioning.topology import DeviceKind
 
 # The request that layouts are balanced and compared for.
 PROMPT_TOKENS = 1024
@@ -32,6 +33,7 @@ class PlanSettings:
     weights: WeightType = "auto"
     kv_cache: CacheType = "auto"
     packed_bits: float = 0
+    gpu_packed_bits: float = 0
     draft: Draft | None = None
 
     @property
@@ -39,9 +41,10 @@ class PlanSettings:
         """Tokens of KV cache a replica cannot do without: those asked for, or one sequence of the greatest length."""
         return self.max_model_len if self.kv_cache_tokens is None else self.kv_cache_tokens
 
-    @property
-    def stored(self) -> ParameterBytes:
-        return parameter_bytes(self.dtype, self.weights, self.packed_bits)
+    def stored(self, kind: DeviceKind) -> ParameterBytes:
+        """On a device of this kind."""
+        packed_bits = self.gpu_packed_bits if kind == "cuda" else self.packed_bits
+        return parameter_bytes(self.dtype, self.weights, packed_bits)
 
     @property
     def cached(self) -> CacheBytes:
@@ -94,5 +97,6 @@ def plan_settings(
         weights,
         kv_cache,
         model.packed_bits,
+        model.gpu_packed_bits,
         draft,
     )

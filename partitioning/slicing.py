@@ -80,19 +80,19 @@ def _layer_spans(
     chunks = PROMPT_TOKENS / settings.prefill.tokens
     seconds, extra, room = [], [], []
     for stage in stages:
-        parts = [(rank.part, rank.device) for rank in dict.fromkeys(stage.ranks)]
+        parts = [(rank.part, rank.device, settings.stored(rank.device.kind)) for rank in dict.fromkeys(stage.ranks)]
         seconds.append(
             max(
-                chunks * layer_seconds(model, settings.cached, settings.stored, part, device, settings.prefill)
-                + NEW_TOKENS * layer_seconds(model, settings.cached, settings.stored, part, device, DECODE)
-                for part, device in parts
+                chunks * layer_seconds(model, settings.cached, stored, part, device, settings.prefill)
+                + NEW_TOKENS * layer_seconds(model, settings.cached, stored, part, device, DECODE)
+                for part, device, stored in parts
             )
         )
         extra.append(
             max(
-                chunks * ends_seconds(model, settings.stored, part, device, settings.prefill)
-                + NEW_TOKENS * ends_seconds(model, settings.stored, part, device, DECODE)
-                for part, device in parts
+                chunks * ends_seconds(model, stored, part, device, settings.prefill)
+                + NEW_TOKENS * ends_seconds(model, stored, part, device, DECODE)
+                for part, device, stored in parts
             )
         )
         room.append(min(_layers_that_fit(model, settings, rank) for rank in stage.ranks))
@@ -105,7 +105,7 @@ def _layer_spans(
 def _layers_that_fit(model: ModelSpec, settings: PlanSettings, rank: RankLayout) -> int:
     without = room_bytes(model, settings, replace(rank.part, layers=0), rank.device)
     one = replace(rank.part, layers=1)
-    layer = layer_parameters(model, one) * settings.stored.layer
+    layer = layer_parameters(model, one) * settings.stored(rank.device.kind).layer
     layer += kv_token_bytes(model, settings.cached, one) * settings.needed_tokens
     return int(max(0, without) // layer)
 

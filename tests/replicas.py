@@ -12,7 +12,7 @@ from partitioning.model_spec import DType
 from partitioning.plan import Plan
 from partitioning.planner import make_plan
 from partitioning.settings import plan_settings
-from partitioning.topology import local_topology
+from partitioning.topology import Topology, local_topology
 from workers.engine import Engine
 from workers.local import LocalReplica
 from workers.rank import Rank
@@ -22,14 +22,17 @@ from workers.security.secret import new_secret
 HOST = "127.0.0.1"
 
 
-def plan_for(model: Path, tp: int = 1, pp: int = 1, dtype: DType = "float32", **options: object) -> Plan:
-    """A plan of a real model for this machine, with a KV cache of 4,096 tokens unless `options` say otherwise."""
+def plan_for(
+    model: Path, tp: int = 1, pp: int = 1, dtype: DType = "float32", topology: Topology | None = None, **options: object
+) -> Plan:
+    """A plan of a real model for this machine, or for `topology`, with a KV cache of 4,096 tokens unless `options` say
+    otherwise."""
     checkpoint = open_checkpoint(model)
     spec = checkpoint.spec
     checkpoint.close()
     asked = {"max_model_len": 512, "max_batch_tokens": 512, "kv_cache_tokens": 4096, **options}
     settings = plan_settings(spec, dtype=dtype, **asked)  # type: ignore[arg-type]
-    return make_plan(spec, str(model), local_topology(tp * pp), settings, tp=tp, pp=pp)
+    return make_plan(spec, str(model), topology or local_topology(tp * pp), settings, tp=tp, pp=pp)
 
 
 def config_for(plan: Plan, **options: object) -> EngineConfig:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes a second to import, which describing a model ne
     import torch
 
     from partitioning.quantised import Codes
+    from partitioning.topology import DeviceKind
 
 
 class CheckpointError(ValueError):
@@ -58,9 +59,11 @@ class Checkpoint(ABC):
         Raises CheckpointError for a name that the checkpoint lacks or a span outside the tensor.
         """
 
-    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Codes | None:
-        """The same slice as the file's own 8 or 4-bit codes, or None where it has none of a supported type, or where
-        `cols` cuts through a group of them. Raises as `read` does."""
+    def read_quantised(
+        self, name: str, rows: Span | None = None, cols: Span | None = None, kind: DeviceKind = "cpu"
+    ) -> Codes | None:
+        """The same slice as the file's own 8 or 4-bit codes, or None where it has none of a type that devices of this
+        kind have products for, or where `cols` cuts through a group of them. Raises as `read` does."""
         return None
 
     @abstractmethod

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from partitioning.checkpoint.grouped_codes import GroupedCodes
 
 _INTEGERS = frozenset(("I32",))
+_NAN = 0x7F  # of E4M3, its sign aside
 
 
 class _Weights(BaseModel):
@@ -203,6 +204,8 @@ class _Plain(_Matrix):
         codes = files.read(f"{self.stem}.weight", rows, cols)
         scales, groups = self._scale(files, rows), self._group_of(files, cols)
         if self.scheme.floats:
+            if (codes.view(torch.uint8) & _NAN == _NAN).any():
+                raise CheckpointError(f"{self.stem}: some weights are not a number; quantise or fetch the model again")
             return GroupedCodes(0, codes, scales, None, groups)
         centred = (codes.view(torch.uint8) ^ 0x80).contiguous()  # signed to centred
         if self.scheme.symmetric:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from partitioning.quantised import Quantised
+    from partitioning.topology import DeviceKind
 
 Rows = slice | npt.NDArray[np.int64]
 
@@ -63,7 +64,9 @@ class GgufFile(Checkpoint):
             return self._dequantised(tensor, slice(0, 1), rows)[0]
         return self._dequantised(tensor, self._file_rows(name, rows), cols)
 
-    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Quantised | None:
+    def read_quantised(
+        self, name: str, rows: Span | None = None, cols: Span | None = None, kind: DeviceKind = "cpu"
+    ) -> Quantised | None:
         from partitioning.checkpoint.gguf_codes import GGUF_CODES  # needs torch
         from partitioning.quantised import GROUP
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from partitioning.checkpoint.base import CheckpointError
 from partitioning.plan import Span
-from partitioning.quantised import GROUP, Channels, Quantised
+from partitioning.quantised import GROUP, Channels, FloatCodes, Quantised
 
 _LEAST_SCALE = 2.0**-14  # of float16 at full precision
 
@@ -52,6 +52,11 @@ class GroupedCodes:
     def channels(self) -> Channels:
         """The same, of centred codes of 8 bits with one scale for an output."""
         return Channels(self.codes, self.scales[:, 0].contiguous())
+
+    def floats(self) -> FloatCodes:
+        """The same, of 8-bit floats; of groups larger than 32 the scale is repeated."""
+        scales = self.scales if self.scales.shape[1] == 1 else self.scales[:, self.groups[::GROUP]]
+        return FloatCodes(self.codes.view(torch.uint8), scales.contiguous())
 
 
 def groups_of(stem: str, order: Tensor | None, cols: Span, size: int, count: int) -> Tensor:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from partitioning.checkpoint.grouped_codes import GroupedCodes
+    from partitioning.topology import DeviceKind
 
 FLOATS = frozenset(("F32", "F16", "BF16"))
 _GROUP = 32  # of `partitioning.quantised`, which needs torch
@@ -58,8 +59,9 @@ class PackedMatrix(ABC):
     @property
     def held_bits(self) -> float:
         """Of a parameter in memory, with its part of the scales and offsets, where the matrix stays what it is."""
-        if self.scheme.in_channels:
-            return 8 + 32 / self.shape[1]
+        inputs = self.shape[1]
+        if self.scheme.in_channels or self.scheme.floats:
+            return 8 + 32 / (inputs if self.scheme.groups(inputs) == 1 else _GROUP)
         return self.bits + (16 if self.scheme.symmetric else 32) / _GROUP
 
     @property
@@ -72,12 +74,11 @@ class PackedMatrix(ABC):
         )
         return f"{kind} for {scope}"
 
-    @property
-    def expanded_because(self) -> str:
-        """Why the codes cannot stay what they are in memory; empty where they can."""
+    def expanded_because(self, kind: DeviceKind) -> str:
+        """Why the codes cannot stay what they are in a device's memory; empty where they can."""
         scheme = self.scheme
-        if scheme.floats:
-            return "8-bit floats have no kernel here"
+        if scheme.floats and kind == "cpu":
+            return "only GPUs have a kernel for 8-bit floats"
         if scheme.bits not in (4, 8):
             return f"{scheme.bits} bits have no kernel"
         if self.ordered:
@@ -88,9 +89,8 @@ class PackedMatrix(ABC):
             return "8 bits with zero points have no kernel"
         return ""
 
-    @property
-    def has_blocks(self) -> bool:
-        return not self.expanded_because
+    def has_blocks(self, kind: DeviceKind) -> bool:
+        return not self.expanded_because(kind)
 
     @abstractmethod
     def read(self, files: SafetensorsFiles, rows: Span, cols: Span) -> GroupedCodes:

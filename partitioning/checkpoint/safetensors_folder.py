@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from partitioning.quantised import Codes
+    from partitioning.topology import DeviceKind
 
 _FLOATS: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -49,7 +50,12 @@ class SafetensorsFolder(Checkpoint):
         stored = files.stored
         if quantisation is not None:
             matrices = tuple(self._packed.values())
-            spec = replace(spec, packed_bits=_packed_bits(matrices), notes=_notes(quantisation, matrices))
+            spec = replace(
+                spec,
+                packed_bits=_packed_bits(matrices, "cpu"),
+                gpu_packed_bits=_packed_bits(matrices, "cuda"),
+                notes=_notes(quantisation, matrices),
+            )
             stored = {n: tensor for n, tensor in stored.items() if n in expected or not quantisation.ignores(n, files)}
         check_tensors(str(folder), spec, expected, stored, files.sizes)
         super().__init__(spec)
@@ -65,18 +71,23 @@ class SafetensorsFolder(Checkpoint):
             raise CheckpointError(f"{self.spec.name} has no tensor {name}")
         return self._files.read(name, rows, cols)
 
-    def read_quantised(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Codes | None:
+    def read_quantised(
+        self, name: str, rows: Span | None = None, cols: Span | None = None, kind: DeviceKind = "cpu"
+    ) -> Codes | None:
         matrix = self._packed.get(name)
-        if matrix is None or not matrix.has_blocks:
+        if matrix is None or not matrix.has_blocks(kind):
             return None
         from partitioning.quantised import GROUP  # needs torch
 
         rows, cols = _both(matrix, rows, cols)
-        if matrix.scheme.in_channels:
+        scheme, inputs = matrix.scheme, matrix.shape[1]
+        if scheme.in_channels:
             return matrix.read(self._files, rows, cols).channels()
-        if cols.start % GROUP or (cols.stop % GROUP and cols.stop != matrix.shape[1]):
+        cuts = cols.start % GROUP or (cols.stop % GROUP and cols.stop != inputs)
+        if cuts and not (scheme.floats and scheme.groups(inputs) == 1):
             return None
-        return matrix.read(self._files, rows, cols).blocks()
+        codes = matrix.read(self._files, rows, cols)
+        return codes.floats() if scheme.floats else codes.blocks()
 
     def close(self) -> None:
         pass  # nothing stays open between reads
@@ -100,21 +111,25 @@ def _packed_matrices(
     return found
 
 
-def _packed_bits(matrices: Sequence[PackedMatrix]) -> float:
-    if not all(matrix.has_blocks for matrix in matrices):
+def _packed_bits(matrices: Sequence[PackedMatrix], kind: DeviceKind) -> float:
+    if not all(matrix.has_blocks(kind) for matrix in matrices):
         return 0
     sizes = [prod(matrix.shape) for matrix in matrices]
     return sum(matrix.held_bits * size for matrix, size in zip(matrices, sizes, strict=True)) / sum(sizes)
 
 
 def _notes(quantisation: Quantisation, matrices: Sequence[PackedMatrix]) -> tuple[str, ...]:
-    expanded = [matrix for matrix in matrices if not matrix.has_blocks]
     notes = [f"weights are {quantisation.name}, {', '.join(sorted({matrix.kind for matrix in matrices}))}"]
-    if expanded:
-        notes.append(
-            f"{len(expanded)} of {len(matrices)} quantised matrices are kept as floats "
-            f"({expanded[0].expanded_because}): use --weights int4 or int8 to quantise them anew, in groups of 32"
-        )
+    everywhere = [matrix for matrix in matrices if not matrix.has_blocks("cuda")]
+    on_cpus = [matrix for matrix in matrices if matrix.has_blocks("cuda") and not matrix.has_blocks("cpu")]
+    cases: list[tuple[list[PackedMatrix], DeviceKind, str]] = [(everywhere, "cuda", ""), (on_cpus, "cpu", " on CPUs")]
+    for expanded, kind, where in cases:
+        if expanded:
+            notes.append(
+                f"{len(expanded)} of {len(matrices)} quantised matrices are kept as floats{where} "
+                f"({expanded[0].expanded_because(kind)}): use --weights int4 or int8 to quantise them anew, in groups "
+                "of 32"
+            )
     return tuple(notes)
 
 

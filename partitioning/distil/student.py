@@ -76,7 +76,7 @@ def from_path(path: Path, teacher: Checkpoint, seed: int) -> Student:
     with open_checkpoint(path) as checkpoint:
         _check_vocabulary(path, checkpoint.spec, teacher.spec)
         tensors = {name: checkpoint.read(name).float() for name in model_tensors(checkpoint.spec)}
-        spec = replace(checkpoint.spec, packed_bits=0)
+        spec = replace(checkpoint.spec, packed_bits=0, gpu_packed_bits=0)
     return Student(spec, _config(path, spec), tensors, _shared(spec, tensors, teacher))
 
 

@@ -11,7 +11,7 @@ import torch
 from partitioning.checkpoint import open_checkpoint
 from partitioning.checkpoint.tensors import model_tensors
 from partitioning.plan import Span
-from partitioning.quantised import Channels, Quantised
+from partitioning.quantised import Channels, FloatCodes, Quantised
 from tests.oracle.references import Reference, prompts_of
 from tests.replicas import config_for, generate, plan_for, thread_replica
 from tests.tiny_quantised import float_twin, make_awq, make_compressed, make_gptq
@@ -22,6 +22,7 @@ LENGTHS = (5, 21)
 STEPS = 16
 
 FOUR = {"num_bits": 4, "strategy": "group", "group_size": 32}
+FLOATS = {"num_bits": 8, "type": "float", "strategy": "channel"}
 COMPRESSED: dict[str, tuple[str, dict[str, Any]]] = {
     "4 bits, groups of 32": ("pack-quantized", FOUR),
     "4 bits, zero points": ("pack-quantized", FOUR | {"symmetric": False}),
@@ -32,11 +33,13 @@ COMPRESSED: dict[str, tuple[str, dict[str, Any]]] = {
     "8 bits, outputs": ("int-quantized", {"num_bits": 8, "strategy": "channel"}),
     "8 bits, zero points": ("naive-quantized", {"num_bits": 8, "strategy": "channel", "symmetric": False}),
     "8 bits, matrices": ("int-quantized", {"num_bits": 8, "strategy": "tensor"}),
-    "8-bit floats": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
+    "8-bit floats": ("float-quantized", FLOATS),
+    "8-bit floats, groups": ("float-quantized", FLOATS | {"strategy": "group", "group_size": 32}),
+    "8-bit floats, matrices": ("float-quantized", FLOATS | {"strategy": "tensor"}),
 }
 HELD = {"4 bits, groups of 32", "4 bits, zero points", "4 bits, outputs", "8 bits, packed, groups", "8 bits, outputs"}
 HELD |= {"8 bits, matrices"}
-
+HELD_ON_GPUS = HELD | {"8-bit floats", "8-bit floats, groups", "8-bit floats, matrices"}
 
 USUAL = ("4 bits, groups of 32", "8 bits, outputs")
 NAMES = [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in COMPRESSED]
@@ -45,7 +48,11 @@ NAMES = [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_compressed_tensors_mean_what_their_own_library_unpacks(tmp_path: Path, name: str) -> None:
     kind, weights = COMPRESSED[name]
-    _means_its_twin(make_compressed(tmp_path, weights, kind), held=name in HELD)
+    folder = make_compressed(tmp_path, weights, kind)
+    _means_its_twin(folder, held=name in HELD)
+    with open_checkpoint(folder) as packed:
+        down = packed.read_quantised("model.layers.1.mlp.down_proj.weight", kind="cuda")
+        assert (down is not None) == (packed.spec.gpu_packed_bits != 0) == (name in HELD_ON_GPUS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,8 +150,8 @@ def _slices_are_those_of_the_whole(folder: Path) -> None:
                 for cols in (Span(0, inputs), Span(5, inputs - 3), Span(32, 96), Span(40, 40)):
                     part = whole[rows.start : rows.stop, cols.start : cols.stop]
                     assert torch.equal(checkpoint.read(name, rows, cols), part)
-                    blocks = checkpoint.read_quantised(name, rows, cols)
-                    if isinstance(blocks, Channels):
+                    blocks = checkpoint.read_quantised(name, rows, cols, kind="cuda")
+                    if isinstance(blocks, Channels | FloatCodes):
                         assert torch.equal(blocks.dequantise(), part)
                     elif isinstance(blocks, Quantised):
                         torch.testing.assert_close(blocks.dequantise(), part, atol=2e-3, rtol=2e-3)

@@ -203,7 +203,7 @@ def test_a_draft_model_takes_its_memory_from_the_first_rank() -> None:
     """Of whole blocks of 16 tokens there are as many less as the draft's weights and cache take."""
     small = Draft(model_spec(layers=8))
     plain, drafting = (plan_settings(SMOLLM2, draft=draft, max_model_len=256) for draft in (None, small))
-    weights = weight_bytes(small.model, plain.stored, small.whole)
+    weights = weight_bytes(small.model, plain.stored("cpu"), small.whole)
     token = kv_token_bytes(small.model, plain.cached, small.whole)
     for ranks in (1, 2):
         room = 0.9 * 2.4e9 / ranks

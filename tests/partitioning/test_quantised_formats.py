@@ -15,6 +15,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from partitioning.checkpoint import CheckpointError, open_checkpoint
+from partitioning.devices import parse_topology
+from partitioning.plan import Plan, Span
 from partitioning.plan_json import plan_from_json, plan_to_json
 from partitioning.plan_table import plan_table
 from tests.replicas import plan_for
@@ -113,6 +115,33 @@ def test_a_plan_counts_packed_weights_as_they_are_kept_and_says_so(packed: Path,
         expanded_plan
     )
     assert expanded_plan.ranks[0].weight_bytes - ends == expanded
+
+
+def test_floats_of_eight_bits_are_counted_as_such_on_gpus_alone(tmp_path: Path) -> None:
+    folder = make_compressed(tmp_path, {"num_bits": 8, "type": "float", "strategy": "channel"}, "float-quantized")
+
+    def plan(device: str, weights: str = "auto") -> Plan:
+        topology = parse_topology(device)
+        return plan_for(folder, dtype="bfloat16", topology=topology, weights=weights, kv_cache_tokens=None)
+
+    gpu, cpu, dense = plan("H100"), plan("cpu"), plan("H100", "dense")
+    ends = (2 * 307 * 288 + 288) * 2
+    kept, expanded = (plan.ranks[0].weight_bytes - ends for plan in (gpu, cpu))
+    assert kept == pytest.approx(expanded * 8 / 16, rel=0.02)
+    assert gpu.prediction.decode_seconds < dense.prediction.decode_seconds
+    assert gpu.kv_blocks > dense.kv_blocks
+    for made in (gpu, cpu):
+        assert "21 of 21 quantised matrices are kept as floats on CPUs (only GPUs have a kernel" in printed(made)
+        assert plan_from_json(plan_to_json(made)) == made
+
+
+def test_floats_of_eight_bits_that_are_no_numbers_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    folder = make_compressed(tmp_path, {"num_bits": 8, "type": "float", "strategy": "channel"}, "float-quantized")
+    rewritten(folder, lambda t: t[f"{UP}.weight"].view(torch.uint8)[7].fill_(0xFF))
+    with open_checkpoint(folder) as checkpoint:
+        checkpoint.read(f"{UP}.weight", Span(8, 160))
+        with pytest.raises(CheckpointError, match=f"{UP}: some weights are not a number"):
+            checkpoint.read(f"{UP}.weight")
 
 
 def printed(plan: Any) -> str:

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partitioning.plan import Plan, RankPlan
-from partitioning.quantised import Channels, Quantised
+from partitioning.quantised import Channels, FloatCodes, Quantised
 from workers.gpu.attention import paged_attention
 from workers.gpu.decode_graphs import CudaGraphs, DecodeGraphs, Record
+from workers.gpu.float_products import FloatLinear
 from workers.gpu.heads import place_heads
 from workers.gpu.launch import programs_of
 from workers.gpu.products import ChannelLinear, GroupLinear
@@ -46,6 +47,8 @@ class TritonKernels:
             return GroupLinear(weight, bias)
         if isinstance(weight, Channels):
             return ChannelLinear(weight, bias)
+        if isinstance(weight, FloatCodes):
+            return FloatLinear(weight, bias)
         assert isinstance(weight, Tensor)
         return lambda x: F.linear(x, weight, bias).contiguous()  # of sparse weights it is a transpose
 

@@ -1,5 +1,4 @@
-"""Products with weights in 8 or 4 bits: groups are expanded in registers where there are few rows, which memory bounds,
-and once for torch's own product where there are many."""
+"""Products with integers of 8 or 4 bits, in groups that are expanded, and with one scale for an output."""
 
 from __future__ import annotations
 
@@ -10,13 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partitioning.quantised import GROUP, Channels, Quantised
+from workers.gpu.expansion import OUTPUTS, TILE, ExpandedLinear, options_for, write_sums
 from workers.gpu.launch import on_device
 from workers.model.kept_rows import LARGEST_CODE, LEAST
 
-_EXPANDED_BYTES = 64 << 20  # of weights at a time, where there are many rows
-_FEW_BYTES = 128  # of a column of x, up to which weights are expanded in registers: 64 rows of bfloat16
-# Of an iteration. A thread then has two groups' scales, 4 bytes: what is less cannot be fetched ahead.
-_OUTPUTS, _TILE = 32, 8
 _MULTIPLE, _LEAST_ROWS = 8, 32  # what torch's products of 8 bits want of their sizes
 
 _WHOLE, _HALF = tl.constexpr(GROUP), tl.constexpr(GROUP // 2)  # codes of a group; bytes that hold them in 4 bits
@@ -89,10 +85,7 @@ def _product(
             left = tl.load(line + high[None, :], mask=(row < rows)[:, None] & (high < inputs)[None, :], other=0.0)
             w = _floats_of(code >> 4, scale, offset, OUTPUTS, TILE, _HALF)
             sums = tl.dot(left, tl.trans(w.to(kind)), sums, input_precision="tf32x3")
-    if BIAS:
-        sums += tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)[None, :]
-    place = row[:, None] * outputs + output[None, :]
-    tl.store(out + place, sums.to(kind), mask=(row < rows)[:, None] & (output < outputs)[None, :])
+    write_sums(sums, bias, out, row, output, rows, outputs, BIAS)
 
 
 @triton.jit
@@ -122,48 +115,29 @@ def _expand(
         tl.store(line + high[None, :], w.to(kind), mask=(output < outputs)[:, None] & (high < inputs)[None, :])
 
 
-class GroupLinear:
-    """x [tokens, in] → [tokens, out]. Each weight is rounded to x's type before it is multiplied."""
-
+class GroupLinear(ExpandedLinear):
     def __init__(self, weight: Quantised, bias: Tensor | None) -> None:
-        self._bits, self._bias = weight.bits, bias
-        self._outputs, self._inputs = weight.shape
-        self._codes = packed(weight)
+        super().__init__(weight.shape, bias)
+        self._bits, self._codes = weight.bits, packed(weight)
         self._scales, self._offsets = weight.scales, weight.offsets
 
-    def __call__(self, x: Tensor) -> Tensor:
-        out = x.new_empty(len(x), self._outputs)
-        if not out.numel():
-            return out
-        if len(x) * x.element_size() <= _FEW_BYTES:
-            self._few(x, out)
-            return out
-        step = max(1, _EXPANDED_BYTES // (self._inputs * x.element_size()))
-        for first in range(0, self._outputs, step):
-            part = self.expanded(x.dtype, first, min(first + step, self._outputs))
-            torch.mm(x, part.t(), out=out[:, first : first + step])
-        return out if self._bias is None else out.add_(self._bias)
-
     def expanded(self, dtype: torch.dtype, first: int, stop: int) -> Tensor:
-        """The weights of outputs from `first` up to `stop`, [outputs, in]."""
         out = torch.empty(stop - first, self._inputs, dtype=dtype, device=self._codes.device)
         here = slice(first, stop)
         with on_device(out):
-            _expand[triton.cdiv(len(out), _OUTPUTS), triton.cdiv(self._inputs, _TILE * GROUP)](
+            _expand[triton.cdiv(len(out), OUTPUTS), triton.cdiv(self._inputs, TILE * GROUP)](
                 self._codes[here], self._scales[here], self._second[here], out, self._inputs, len(out),
                 GROUPS=self._scales.shape[1], BITS=self._bits, OFFSETS=self._offsets is not None,
-                OUTPUTS=_OUTPUTS, TILE=_TILE,
+                OUTPUTS=OUTPUTS, TILE=TILE,
             )  # fmt: skip
         return out
 
     def _few(self, x: Tensor, out: Tensor) -> None:
-        tall = max(16, triton.next_power_of_2(len(x)))
         with on_device(x):
-            _product[(triton.cdiv(self._outputs, _OUTPUTS),)](
+            _product[(triton.cdiv(self._outputs, OUTPUTS),)](
                 x, self._codes, self._scales, self._second, x if self._bias is None else self._bias, out,
                 len(x), self._inputs, self._outputs, GROUPS=self._scales.shape[1],
-                BITS=self._bits, OFFSETS=self._offsets is not None, BIAS=self._bias is not None, ROWS=tall,
-                OUTPUTS=_OUTPUTS, TILE=_TILE, num_warps=4, num_stages=3 if tall * x.element_size() <= 64 else 2,
+                BITS=self._bits, OFFSETS=self._offsets is not None, BIAS=self._bias is not None, **options_for(x),
             )  # fmt: skip
 
     @property

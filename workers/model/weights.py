@@ -111,7 +111,7 @@ class WeightReader:
     def _stored(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Matrix:
         """The file's own blocks where the plan wants them, else plain floats."""
         if self._plan.weights != "dense" and not (self._plan.weights == "auto" and self._dtype == torch.float32):
-            blocks = self._checkpoint.read_quantised(name, rows, cols)
+            blocks = self._checkpoint.read_quantised(name, rows, cols, self._rank.kind)
             if blocks is not None and self._plan.weights in ("auto", f"int{blocks.bits}"):
                 return blocks
         return self._checkpoint.read(name, rows, cols)

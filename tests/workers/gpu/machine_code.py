@@ -23,8 +23,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from partitioning.quantised import Quantised
+from partitioning.quantised import FloatCodes, Quantised
 from workers.gpu.attention import paged_attention
+from workers.gpu.expansion import ExpandedLinear
+from workers.gpu.float_products import FloatLinear
 from workers.gpu.heads import place_heads
 from workers.gpu.one_shot import OneShot
 from workers.gpu.products import GroupLinear
@@ -35,7 +37,7 @@ from workers.model.batch import Sequences
 from workers.model.kept_rows import FloatRows, Int8Rows
 
 _HIDDEN, _COLUMNS, _HEADS, _KV_HEADS, _BLOCK = 4096, 14336, 32, 8, 16
-_OPTIONS = ("DIM", "ROWS", "SPLITS", "INT8", "WINDOW", "BITS", "OFFSETS")
+_OPTIONS = ("DIM", "ROWS", "SPLITS", "INT8", "WINDOW", "BITS", "OFFSETS", "GROUPS")
 
 
 class _NoDevice:
@@ -104,10 +106,13 @@ def _heads(kind: type[FloatRows | Int8Rows], dim: int, dtype: torch.dtype) -> No
 
 
 def _products(dtype: torch.dtype) -> None:
-    for bits, offsets in ((8, False), (4, True)):
-        scales = torch.empty(_HIDDEN, _HIDDEN // 32, dtype=torch.float16)
-        codes = torch.zeros(_HIDDEN, _HIDDEN, dtype=torch.uint8)
-        linear = GroupLinear(Quantised(bits, codes, scales, scales if offsets else None), None)
+    codes = torch.zeros(_HIDDEN, _HIDDEN, dtype=torch.uint8)
+    scales = torch.empty(_HIDDEN, _HIDDEN // 32, dtype=torch.float16)
+    linears: list[ExpandedLinear] = [
+        GroupLinear(Quantised(bits, codes, scales, offsets), None) for bits, offsets in ((8, None), (4, scales))
+    ]
+    linears += [FloatLinear(FloatCodes(codes, each.float()), None) for each in (scales, scales[:, :1])]
+    for linear in linears:
         for rows in (1, 32 if dtype == torch.float32 else 64):
             linear(torch.empty(rows, _HIDDEN, dtype=dtype))
         linear.expanded(dtype, 0, _HIDDEN)

@@ -9,9 +9,11 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
-from partitioning.quantised import Channels, Quantised, quantise
-from workers.gpu import products
+from partitioning.quantised import Channels, FloatCodes, Quantised, quantise
+from workers.gpu import expansion
 from workers.gpu.attention import paged_attention
+from workers.gpu.expansion import ExpandedLinear
+from workers.gpu.float_products import FloatLinear
 from workers.gpu.products import ChannelLinear, GroupLinear
 from workers.gpu.rows import add_norm, gated, norm
 from workers.gpu.tiles import Tiling
@@ -65,11 +67,46 @@ def test_products_with_groups(kind: str, outputs: int, inputs: int, rows: int) -
     torch.testing.assert_close(linear(x), F.linear(x, expected, bias), rtol=1e-4, atol=1e-4)
 
 
-def test_many_rows_expand_a_part_of_the_outputs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_EXPANDED_BYTES", 4 * 40 * 33)
-    weight, bias, x = quantise(_normal(70, 40), 4), _normal(70), _normal(50, 40)
+def _floats(outputs: int, inputs: int, scales: int) -> FloatCodes:
+    """All codes but the two that are no number."""
+    codes = torch.randint(0, 254, (outputs, inputs), dtype=torch.uint8)
+    codes += codes > 126
+    return FloatCodes(codes, torch.rand(outputs, scales) / 448)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 17, 65])
+@pytest.mark.parametrize(("outputs", "inputs"), [(33, 72), (64, 512), (1, 31), (7, 300)])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_products_with_floats_of_eight_bits(grouped: bool, outputs: int, inputs: int, rows: int) -> None:
+    weight = _floats(outputs, inputs, -(-inputs // 32) if grouped else 1)
+    bias = _normal(outputs) if outputs > 1 else None
+    x = _normal(rows, inputs)
+    linear = FloatLinear(weight.to(DEVICE), bias)
+    expected = weight.dequantise().to(DEVICE)
+    torch.testing.assert_close(linear(x), F.linear(x, expected, bias), rtol=1e-4, atol=1e-4)
+
+
+def test_every_float_of_eight_bits_is_rounded_as_torch_rounds_it() -> None:
+    """When it is expanded, and in a product of few rows that pick some. The interpreter cuts bfloat16 off."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes = codes[codes & 127 != 127].repeat(3, 1)
+    weight = FloatCodes(codes, torch.tensor([[1.0], [0.0123], [2.0**-9]]))
+    linear, expected = FloatLinear(weight.to(DEVICE), None), weight.dequantise()
+    for dtype in (torch.float32, torch.float16):
+        assert torch.equal(linear.expanded(dtype, 0, 3).cpu(), expected.to(dtype))
+    picks = torch.eye(254, dtype=torch.float16)[3::17].contiguous()
+    assert torch.equal(linear(picks.to(DEVICE)).cpu(), expected.half()[:, 3::17].t())
+
+
+@pytest.mark.parametrize("kind", [GroupLinear, FloatLinear])
+def test_many_rows_expand_a_part_of_the_outputs_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, kind: type[ExpandedLinear]
+) -> None:
+    monkeypatch.setattr(expansion, "_EXPANDED_BYTES", 4 * 40 * 33)
+    weight = quantise(_normal(70, 40), 4) if kind is GroupLinear else _floats(70, 40, 2)
+    bias, x = _normal(70), _normal(50, 40)
     expected = F.linear(x, weight.dequantise().to(DEVICE), bias)
-    torch.testing.assert_close(GroupLinear(weight.to(DEVICE), bias)(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kind(weight.to(DEVICE), bias)(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 40])

@@ -23,7 +23,8 @@ def test_kernels_fit_into_registers_and_shared_memory(capability: int) -> None:
     assert result.returncode == 0, result.stderr
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
     assert {kernel["kernel"].split()[0] for kernel in kernels} == {
-        "_add_norm", "_attend", "_expand", "_gated", "_join", "_one_shot", "_place", "_product",
+        "_add_norm", "_attend", "_expand", "_expand_floats", "_gated", "_join", "_one_shot", "_place", "_product",
+        "_product_of_floats",
     }  # fmt: skip
     for kernel in kernels:
         assert kernel["shared"] <= _SHARED, kernel

@@ -13,10 +13,12 @@ import torch
 pytest.importorskip("triton")
 
 from partitioning.checkpoint import open_checkpoint
+from partitioning.devices import parse_topology
 from partitioning.plan import Plan
 from tests.oracle.references import shape_of
 from tests.replicas import config_for, plan_for
 from tests.tiny_models import FAMILIES, make_tiny
+from tests.tiny_quantised import make_compressed
 from tests.workers.native.test_stage import logits, step
 from workers.collectives import SoloGroup
 from workers.gpu.decode_graphs import Replay
@@ -102,6 +104,21 @@ def test_ranks_that_share_a_kv_head(tmp_path: Path, rank: int) -> None:
 @pytest.mark.parametrize(("weights", "kv_cache"), [("int8", "auto"), ("int4", "auto"), ("dense", "int8")])
 def test_logits_of_quantised_weights_and_caches(tmp_path: Path, weights: str, kv_cache: str) -> None:
     _compare(plan_for(make_tiny(tmp_path, "qwen3", num_hidden_layers=2), weights=weights, kv_cache=kv_cache), 5e-3)
+
+
+def test_floats_of_eight_bits_give_the_logits_of_what_they_are_expanded_to(tmp_path: Path) -> None:
+    """On CPUs; torch's kernels give the same bits."""
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel"}
+    sizes = {"hidden_size": 144, "head_dim": 16, "num_hidden_layers": 2}
+    folder = make_compressed(tmp_path, weights, "float-quantized", **sizes)
+    expanded = plan_for(folder, dtype="float16")
+    kept = plan_for(folder, dtype="float16", topology=parse_topology("1xH100"))
+    plain, triton = plain_stage(expanded), _triton(kept)
+    torchs = _stage(kept, 0, TorchKernels(kept, kept.ranks[0], DEVICE), DEVICE)
+    for planned in _conversation(expanded.model.vocab_size, expanded.kv_block_size):
+        expected, found = logits(plain, planned), logits(triton, planned).to(CPU)
+        assert (found - expected).abs().max() <= 5e-3 * expected.abs().max()
+        assert DEVICE.type == "cuda" or torch.equal(logits(torchs, planned), expected)
 
 
 @pytest.mark.parametrize(
