@@ -68,7 +68,7 @@ def main(
     )
     with local_replica(plan, config) as replica:
         if on_request:
-            measure_on_request(partial(_generate, replica), plan.model.vocab_size)
+            measure_on_request(partial(generate, replica), plan.model.vocab_size)
             return
         for workload in (*WORKLOADS, _WIDE):
             _one(replica, workload, WARM_UP, plan.model.vocab_size)  # to warm up
@@ -103,10 +103,10 @@ def _plan(spec: DeploymentSpec, threads: int | None) -> Plan:
 
 
 def _one(replica: LocalReplica, workload: Workload, repetition: int, vocab_size: int) -> Measurement:
-    return measure(workload, _generate(replica, workload, workload.token_ids(repetition, vocab_size)))
+    return measure(workload, generate(replica, workload, workload.token_ids(repetition, vocab_size)))
 
 
-def _generate(replica: LocalReplica, workload: Workload, prompts: Sequence[Sequence[int]]) -> Times:
+def generate(replica: LocalReplica, workload: Workload, prompts: Sequence[Sequence[int]]) -> Times:
     sampling = SamplingParams(max_tokens=workload.output_tokens, ignore_eos=True)
     requests = [Request(number, tuple(prompt), len(prompt), sampling) for number, prompt in enumerate(prompts)]
     times: Times = [[] for _ in prompts]

@@ -200,8 +200,9 @@ def ends_seconds(model: ModelSpec, stored: ParameterBytes, part: Slice, device: 
 
 
 def _roofline(device: DeviceSpec, size: float, bytes_read: float, operations: float) -> float:
-    # The peak is that of 16-bit floats; float32 halves it, and 8 bits, which 4 become for arithmetic, double it.
-    peak = device.flops * _FLOPS_SHARE[device.kind] * 2 / max(size, 1)
+    # The peak is that of 16-bit floats; float32 halves it. 8 bits, which 4 become for arithmetic, double it on CPUs; on
+    # GPUs they become floats, but for those of W8A8, which their size does not tell from others.
+    peak = device.flops * _FLOPS_SHARE[device.kind] * 2 / max(size, 1 if device.kind == "cpu" else 2)
     return max(bytes_read / (device.memory_bandwidth * _BANDWIDTH_SHARE[device.kind]), operations / peak)
 
 

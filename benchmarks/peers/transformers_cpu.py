@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, StoppingCriteria
 
-from benchmarks.workload import Times, Workload, peer_arguments, run_all
+from benchmarks.workload import Generate, Times, Workload, peer_arguments, run_all
 
 
 class _Clock(StoppingCriteria):
@@ -24,14 +24,12 @@ class _Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
-def main() -> None:
-    arguments = peer_arguments(__doc__ or "")
-    torch.set_num_threads(arguments.threads)
-    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16).eval()
+def generating(model: Any, **options: object) -> Generate:
+    """What continues prompts by `model.generate`, to their full length."""
     model.generation_config.eos_token_id = None
 
     def generate(workload: Workload, prompts: Sequence[Sequence[int]]) -> Times:
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=model.device)
         clock = _Clock()
         model.generate(
             ids,
@@ -40,10 +38,18 @@ def main() -> None:
             do_sample=False,
             pad_token_id=0,
             stopping_criteria=[clock],
+            **options,
         )
         return [clock.times] * workload.prompts
 
-    run_all(generate, model.config.vocab_size, arguments)
+    return generate
+
+
+def main() -> None:
+    arguments = peer_arguments(__doc__ or "")
+    torch.set_num_threads(arguments.threads)
+    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16).eval()
+    run_all(generating(model), model.config.vocab_size, arguments)
 
 
 if __name__ == "__main__":

@@ -120,15 +120,18 @@ def test_a_plan_counts_packed_weights_as_they_are_kept_and_says_so(packed: Path,
 def test_floats_of_eight_bits_are_counted_as_such_on_gpus_alone(tmp_path: Path) -> None:
     folder = make_compressed(tmp_path, {"num_bits": 8, "type": "float", "strategy": "channel"}, "float-quantized")
 
-    def plan(device: str, weights: str = "auto") -> Plan:
+    def plan(device: str, weights: str = "auto", **options: int) -> Plan:
         topology = parse_topology(device)
-        return plan_for(folder, dtype="bfloat16", topology=topology, weights=weights, kv_cache_tokens=None)
+        return plan_for(folder, dtype="bfloat16", topology=topology, weights=weights, kv_cache_tokens=None, **options)
 
     gpu, cpu, dense = plan("H100"), plan("cpu"), plan("H100", "dense")
     ends = (2 * 307 * 288 + 288) * 2
     kept, expanded = (plan.ranks[0].weight_bytes - ends for plan in (gpu, cpu))
     assert kept == pytest.approx(expanded * 8 / 16, rel=0.02)
     assert gpu.prediction.decode_seconds < dense.prediction.decode_seconds
+    large = {"max_batch_tokens": 8192}
+    reading = [plan("H100", weights, **large).ranks[0].prefill_seconds for weights in ("auto", "dense")]
+    assert reading[0] == pytest.approx(reading[1], rel=0.1), "they are computed as floats"
     assert gpu.kv_blocks > dense.kv_blocks
     for made in (gpu, cpu):
         assert "21 of 21 quantised matrices are kept as floats on CPUs (only GPUs have a kernel" in printed(made)

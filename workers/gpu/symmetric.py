@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import ProcessGroup, Store
 
 from workers.collectives import CollectiveStalled, Group
 from workers.gpu.ready import missing
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from workers.gpu.one_shot import OneShot
 
 _log = logging.getLogger(__name__)
+
+# A rank that sees its own GPU alone knows it by number 0, as the others know theirs, which torch takes for one GPU.
+_SEEN_ALONE = "TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"
 
 
 def with_quick_sums(group: Group, control: Group, store: Store, name: str, device: torch.device) -> Group:
@@ -41,15 +45,17 @@ def with_quick_sums(group: Group, control: Group, store: Store, name: str, devic
 def _quick(group: Group, store: Store, name: str, device: torch.device) -> Group:
     if (why := "PHALANX_NATIVE is off" if switched_off() else missing()) is not None:
         raise RuntimeError(why)
-    from torch._C._distributed_c10d import _SymmetricMemory
+    from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
 
     from workers.gpu.one_shot import OneShot, shared_bytes
 
-    _SymmetricMemory.set_group_info(name, group.rank, group.size, store)
+    os.environ[_SEEN_ALONE] = "1"
+    alike = ProcessGroup(store, group.rank, group.size)  # whose store is all that is used
+    _register_process_group(name, alike)  # type: ignore[arg-type]  # a NewType of str
     memory = _SymmetricMemory.empty_strided_p2p((shared_bytes(group.size),), (1,), torch.uint8, device, name)
     memory.zero_()
     torch.cuda.synchronize(device)  # before others write their flags there
-    handle = _SymmetricMemory.rendezvous(memory)
+    handle = _SymmetricMemory.rendezvous(memory, name)
     return SymmetricGroup(group, OneShot.of(group.rank, handle.buffer_ptrs, device), (memory, handle))
 
 
