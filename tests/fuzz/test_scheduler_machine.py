@@ -20,16 +20,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     that is reused too early, shows as a wrong token."""
 
     @initialize(
-        micro=st.integers(1, 3),
+        flight=st.sampled_from([(1, False), (2, False), (3, False), (1, True), (1, True)]),
         blocks=st.integers(8, 30),
         running=st.integers(1, 5),
         budget=st.integers(2, 20),
         guesses=st.booleans(),
     )
-    def start(self, micro: int, blocks: int, running: int, budget: int, guesses: bool) -> None:
+    def start(self, flight: tuple[int, bool], blocks: int, running: int, budget: int, guesses: bool) -> None:
+        micro, look_ahead = flight
         config = EngineConfig(max_running=running, max_batch_tokens=budget, max_model_len=BLOCK * blocks)
-        self.replica = Replica(micro, blocks, config, propose=mostly_right if guesses else None)
-        self.asked: dict[int, tuple[list[int], int]] = {}
+        propose = mostly_right if guesses and not look_ahead else None
+        self.replica = Replica(micro, blocks, config, propose=propose, look_ahead=look_ahead)
+        self.asked: dict[int, tuple[list[int], int, int | None]] = {}  # prompt, tokens, and one that stops them
         self.cancelled: set[int] = set()
         self.parked: set[int] = set()
 
@@ -40,34 +42,47 @@ class SchedulerMachine(RuleBasedStateMachine):
         begun=st.integers(0, 6),
         priority=st.integers(-1, 1),
         penalty=st.sampled_from([0.0, 0.0, 0.5]),
+        stop=st.sampled_from([None, None, *range(VOCAB)]),
     )
-    def add(self, beginning: list[int], own: list[int], count: int, begun: int, priority: int, penalty: float) -> None:
+    def add(
+        self,
+        beginning: list[int],
+        own: list[int],
+        count: int,
+        begun: int,
+        priority: int,
+        penalty: float,
+        stop: int | None,
+    ) -> None:
         """A prompt, perhaps one that begins like others, perhaps of a stream that began elsewhere."""
-        self._add(beginning + own, count, begun, priority, penalty)
+        self._add(beginning + own, count, begun, priority, penalty, stop)
 
     @precondition(lambda self: self.asked)
     @rule(choices=st.data(), less=st.integers(0, 3))
     def add_again(self, choices: st.DataObject, less: int) -> None:
         """A prompt that was there before, and all that came of it: much of it may be cached, up to its last token."""
-        prompt, count = choices.draw(st.sampled_from(list(self.asked.values())))
+        prompt, count, _ = choices.draw(st.sampled_from(list(self.asked.values())))
         whole = prompt + alone(prompt, count)
-        self._add(whole[: max(1, len(whole) // BLOCK * BLOCK - less)], count, 0, 0, 0.0)
+        self._add(whole[: max(1, len(whole) // BLOCK * BLOCK - less)], count, 0, 0, 0.0, None)
 
-    def _add(self, prompt: list[int], count: int, begun: int, priority: int, penalty: float) -> None:
+    def _add(self, prompt: list[int], count: int, begun: int, priority: int, penalty: float, stop: int | None) -> None:
         if len(prompt) + count > BLOCK * self.replica.num_blocks - 1:
             return
         key = len(self.asked)
-        self.asked[key] = prompt, count
-        had = alone(prompt, min(begun, count - 1))
+        self.asked[key] = prompt, count, stop
+        had = self._until_stop(alone(prompt, min(begun, count - 1)), stop)
+        if had and had[-1] == stop:
+            had.pop()
         if had:
             self.replica.outputs[key] = [Output(key, 0, tuple(had))]
-        sampling = SamplingParams(max_tokens=count, ignore_eos=True, presence_penalty=penalty)
+        stops = () if stop is None else (stop,)
+        sampling = SamplingParams(max_tokens=count, ignore_eos=True, stop_token_ids=stops, presence_penalty=penalty)
         tenant = f"tenant {key % 3}"
         request = Request(key, prompt + had, len(prompt), sampling, priority, tenant=tenant, weight=1.0 + key % 3)
         assert self.replica.scheduler.reserve(request)
         self.replica.scheduler.add(request)
 
-    @precondition(lambda self: len(self.replica.in_flight) < self.replica.micro_batches)
+    @precondition(lambda self: len(self.replica.in_flight) < self.replica.scheduler.most_in_flight)
     @rule()
     def launch(self) -> None:
         self._launch()
@@ -80,7 +95,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(steps=st.integers(1, 8))
     def advance(self, steps: int) -> None:
         for _ in range(steps):
-            while len(self.replica.in_flight) < self.replica.micro_batches and self._launch():
+            while len(self.replica.in_flight) < self.replica.scheduler.most_in_flight and self._launch():
                 pass
             if self.replica.in_flight:
                 self.replica.finish()
@@ -126,7 +141,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def every_sequence_runs_waits_rests_or_has_ended(self) -> None:
         scheduler = self.replica.scheduler
-        lingering = sum(sequence.cancelled for sequence in scheduler._running)  # until the step they are in has ended
+        lingering = sum(sequence.ended for sequence in scheduler._running)  # until the step they are in has ended
         alive = sum(not self._ended(key) for key in self.asked)
         resting = sum(sequence.parked and sequence.slot < 0 for sequence in scheduler._by_key.values())
         assert scheduler.running - lingering + scheduler.waiting + resting == alive
@@ -135,11 +150,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         for key in self.parked:
             self.replica.scheduler.unpark(key)
         self.replica.run_dry()
-        for key, (prompt, count) in self.asked.items():
+        for key, (prompt, count, stop) in self.asked.items():
             finish, tokens = self.replica.outputs[key][-1].finish_reason, self.replica.tokens_of(key)
-            assert finish is (FinishReason.CANCELLED if key in self.cancelled else FinishReason.LENGTH)
-            assert tokens == alone(prompt, len(tokens) if key in self.cancelled else count)
+            whole = self._until_stop(alone(prompt, count), stop)
+            if key in self.cancelled:
+                assert finish is FinishReason.CANCELLED
+                assert tokens == whole[: len(tokens)]
+            else:
+                assert finish is (FinishReason.STOP if whole[-1] == stop else FinishReason.LENGTH)
+                assert tokens == whole
         assert self.replica.blocks.free == self.replica.num_blocks
+
+    @staticmethod
+    def _until_stop(tokens: list[int], stop: int | None) -> list[int]:
+        return tokens[: tokens.index(stop) + 1] if stop in tokens else tokens
 
     def _ended(self, key: int) -> bool:
         return key in self.replica.outputs and self.replica.outputs[key][-1].finish_reason is not None
