@@ -88,7 +88,7 @@ def _sums(folder: Path, meeting: Path, rank: int, size: int) -> None:
         group.all_reduce(torch.ones(3))
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_sums_have_equal_bits_on_each_rank_in_the_order_of_the_ranks(tmp_path: Path, size: int) -> None:
     _memory(tmp_path, size)
     with (
