@@ -23,9 +23,8 @@ import typer
 
 from benchmarks.random_model import BITS, SHAPES, Kept, RandomCheckpoint, spec_of
 from benchmarks.serve import generate
-from benchmarks.work import prefill_operations
+from benchmarks.work import prefill_operations, read_bytes
 from benchmarks.workload import WARM_UP, Generate, Measurement, Workload, measure
-from partitioning.costs import Slice, layer_parameters
 from partitioning.devices import parse_topology
 from partitioning.model_spec import CacheType, ModelSpec
 from partitioning.plan import Plan
@@ -73,7 +72,8 @@ def main(
                 results = [_measured(run, workload, number, spec) for workload in workloads]
                 if number == WARM_UP:
                     continue
-                line = {"round": number, "engine": engine, "limits": limits, **_shares(results, spec, kept, limits)}
+                shares = _shares(results, spec, kept, prompt, limits)
+                line = {"round": number, "engine": engine, "limits": limits, **shares}
                 found.append(line | {result.workload: asdict(result) for result in results})
                 print(json.dumps(line), flush=True)
     report = {"date": str(date.today()), "device": name, "torch": torch.__version__, "shape": shape, "kept": kept}
@@ -129,16 +129,16 @@ def _measured(run: Generate, workload: Workload, repetition: int, spec: ModelSpe
     return measure(workload, run(workload, workload.token_ids(repetition, spec.vocab_size)))
 
 
-def _shares(results: Sequence[Measurement], spec: ModelSpec, kept: Kept, limits: dict[str, float]) -> dict[str, float]:
+def _shares(
+    results: Sequence[Measurement], spec: ModelSpec, kept: Kept, prompt: int, limits: dict[str, float]
+) -> dict[str, float]:
     """Of the bandwidth, in decoding one sequence: all layers and the head are read for a token; of the matrix units'
     rate in bfloat16, in reading the prompt."""
     decode, prefill, *_ = results
-    layers = spec.num_layers * layer_parameters(spec, Slice.whole(spec))
-    read = layers * BITS[kept] / 8 + 2 * spec.vocab_size * spec.hidden_size
-    tokens = round(prefill.tokens_per_s * prefill.ttft_s)
+    read = read_bytes(spec, BITS[kept] / 8, 2)
     return {
         "read_share": decode.tokens_per_s * read / 1e9 / limits["read_gb_s"],
-        "product_share": prefill_operations(spec, tokens) / prefill.ttft_s / 1e12 / limits["bf16_tflop_s"],
+        "product_share": prefill_operations(spec, prompt) / prefill.ttft_s / 1e12 / limits["bf16_tflop_s"],
     }
 
 

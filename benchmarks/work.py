@@ -21,8 +21,13 @@ def decode_bytes(path: Path) -> int:
         return sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
     model = model_of(path)
     stored = parameter_bytes("bfloat16", "int8" if model.packed_bits >= 8 else "dense", model.packed_bits)
+    return round(read_bytes(model, stored.layer, stored.table))
+
+
+def read_bytes(model: ModelSpec, layer: float, table: float) -> float:
+    """The same, where a parameter of the layers takes `layer` bytes and one of the head `table`."""
     layers = model.num_layers * layer_parameters(model, Slice.whole(model))
-    return round(layers * stored.layer + model.vocab_size * model.hidden_size * stored.table)
+    return layers * layer + model.vocab_size * model.hidden_size * table
 
 
 def prefill_operations(model: ModelSpec, tokens: int) -> int:

@@ -16,6 +16,8 @@ if not torch.cuda.is_available():
 from cluster.models import resolve_model
 from tests.tiny_models import make_tiny
 from tests.tiny_tokenizer import add_tiny_tokenizer
+from workers.native.build import OFF, SWITCH
+from workers.native.library import library
 from workers.observation.log import Lines
 
 # Whoever starts the tests in the background of a script has them ignore Ctrl-C, and what they start would inherit it.
@@ -30,6 +32,15 @@ def _logs_end_with_their_test() -> Iterator[None]:
     for handler in list(root.handlers):
         if isinstance(handler.formatter, Lines):
             root.removeHandler(handler)
+
+
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where the native library cannot be had."""
+    monkeypatch.setenv(SWITCH, OFF)
+    library.cache_clear()
+    yield
+    library.cache_clear()
 
 
 @pytest.fixture(scope="session")

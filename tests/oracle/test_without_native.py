@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,17 +9,10 @@ import pytest
 from tests.oracle.references import CUT_GROUPS, Reference, prompts_of, shape_of
 from tests.replicas import config_for, generate, plan_for, thread_replica
 from tests.tiny_models import make_tiny
-from workers.native.build import OFF, SWITCH
 from workers.native.library import library
 from workers.request import SamplingParams
 
-
-@pytest.fixture(autouse=True)
-def _no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(SWITCH, OFF)
-    library.cache_clear()
-    yield
-    library.cache_clear()
+pytestmark = pytest.mark.usefixtures("without_native")
 
 
 @pytest.mark.parametrize("family", ["llama3", "mistral", "qwen2", "qwen3"])

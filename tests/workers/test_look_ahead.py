@@ -3,7 +3,6 @@ done at once here; the engine is told nothing earlier for that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from tests.replicas import config_for, generate, plan_for, thread_replica
 from tests.tiny_models import make_tiny
 from tests.workers.token_replica import Replica, alone
 from workers.local import LocalReplica
-from workers.native.build import OFF, SWITCH
-from workers.native.library import library
 from workers.request import EngineConfig, FinishReason, Output, SamplingParams
 from workers.step import Step
 from workers.step_plan import LAST
+
+pytestmark = pytest.mark.usefixtures("without_native")
 
 PROMPTS = prompts_of((5, 41, 12, 23, 8, 30), 307, seed=2)
 MIXED = (
@@ -39,14 +38,6 @@ WAITING = (  # for their tokens
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("ahead"), "llama")
-
-
-@pytest.fixture(autouse=True)
-def _torch_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(SWITCH, OFF)
-    library.cache_clear()
-    yield
-    library.cache_clear()
 
 
 @pytest.fixture

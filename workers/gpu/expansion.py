@@ -10,6 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from partitioning.quantised import GROUP
+from workers.gpu.launch import on_device
+
 _EXPANDED_BYTES = 64 << 20  # of weights at a time, where there are many rows
 _FEW_BYTES = 128  # of a column of x, up to which weights are expanded in registers: 64 rows of bfloat16
 # Of an iteration: outputs, and groups of 32 inputs. A thread then has two groups' scales, 4 bytes where these are of 16
@@ -36,16 +39,17 @@ def options_for(x: Tensor) -> dict[str, int]:
 class ExpandedLinear(ABC):
     """x [tokens, in] → [tokens, out]. Each weight is rounded to x's type before it is multiplied."""
 
-    def __init__(self, shape: torch.Size, bias: Tensor | None) -> None:
+    def __init__(self, codes: Tensor, shape: torch.Size, bias: Tensor | None) -> None:
+        self._codes, self._bias = codes, bias
         self._outputs, self._inputs = shape
-        self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         out = x.new_empty(len(x), self._outputs)
         if not out.numel():
             return out
         if len(x) * x.element_size() <= _FEW_BYTES:
-            self._few(x, out)
+            with on_device(x):
+                self._few(x, out, triton.cdiv(self._outputs, OUTPUTS))
             return out
         step = max(1, _EXPANDED_BYTES // (self._inputs * x.element_size()))
         for first in range(0, self._outputs, step):
@@ -53,10 +57,18 @@ class ExpandedLinear(ABC):
             torch.mm(x, part.t(), out=out[:, first : first + step])
         return out if self._bias is None else out.add_(self._bias)
 
-    @abstractmethod
     def expanded(self, dtype: torch.dtype, first: int, stop: int) -> Tensor:
         """The weights of outputs from `first` up to `stop`, [outputs, in]."""
+        out = torch.empty(stop - first, self._inputs, dtype=dtype, device=self._codes.device)
+        programs = triton.cdiv(len(out), OUTPUTS), triton.cdiv(self._inputs, TILE * GROUP)
+        with on_device(out):
+            self._write(out, slice(first, stop), programs)
+        return out
 
     @abstractmethod
-    def _few(self, x: Tensor, out: Tensor) -> None:
+    def _write(self, out: Tensor, here: slice, programs: tuple[int, int]) -> None:
+        """The weights of the outputs `here`, into `out`."""
+
+    @abstractmethod
+    def _few(self, x: Tensor, out: Tensor, programs: int) -> None:
         """Few rows, into `out`."""

@@ -3,14 +3,12 @@ float16 has them."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from partitioning.quantised import GROUP, FloatCodes
 from workers.gpu.expansion import OUTPUTS, TILE, ExpandedLinear, options_for, write_sums
-from workers.gpu.launch import on_device
 
 _WHOLE = tl.constexpr(GROUP)
 _EXCESS = tl.constexpr(2.0**8)  # a float16's exponent counts from 15, that of E4M3 from 7
@@ -83,23 +81,18 @@ def _expand_floats(
 
 class FloatLinear(ExpandedLinear):
     def __init__(self, weight: FloatCodes, bias: Tensor | None) -> None:
-        super().__init__(weight.shape, bias)
-        self._codes, self._scales = weight.codes, weight.scales
+        super().__init__(weight.codes, weight.shape, bias)
+        self._scales = weight.scales
 
-    def expanded(self, dtype: torch.dtype, first: int, stop: int) -> Tensor:
-        out = torch.empty(stop - first, self._inputs, dtype=dtype, device=self._codes.device)
-        here = slice(first, stop)
-        with on_device(out):
-            _expand_floats[triton.cdiv(len(out), OUTPUTS), triton.cdiv(self._inputs, TILE * GROUP)](
-                self._codes[here], self._scales[here], out, self._inputs, len(out),
-                GROUPS=self._scales.shape[1], OUTPUTS=OUTPUTS, TILE=TILE,
-            )  # fmt: skip
-        return out
+    def _write(self, out: Tensor, here: slice, programs: tuple[int, int]) -> None:
+        _expand_floats[programs](
+            self._codes[here], self._scales[here], out, self._inputs, len(out),
+            GROUPS=self._scales.shape[1], OUTPUTS=OUTPUTS, TILE=TILE,
+        )  # fmt: skip
 
-    def _few(self, x: Tensor, out: Tensor) -> None:
-        with on_device(x):
-            _product_of_floats[(triton.cdiv(self._outputs, OUTPUTS),)](
-                x, self._codes, self._scales, x if self._bias is None else self._bias, out,
-                len(x), self._inputs, self._outputs,
-                GROUPS=self._scales.shape[1], BIAS=self._bias is not None, **options_for(x),
-            )  # fmt: skip
+    def _few(self, x: Tensor, out: Tensor, programs: int) -> None:
+        _product_of_floats[(programs,)](
+            x, self._codes, self._scales, x if self._bias is None else self._bias, out,
+            len(x), self._inputs, self._outputs,
+            GROUPS=self._scales.shape[1], BIAS=self._bias is not None, **options_for(x),
+        )  # fmt: skip

@@ -20,7 +20,8 @@ from workers.gpu.launch import on_device
 
 _BLOCK = 2048  # numbers of a program
 _PROGRAMS = 128  # which wait for those of other ranks; fewer than run at once on a GPU
-_SLOTS = 2  # a rank may be one sum ahead of another that still reads
+_SLOTS = tl.constexpr(2)  # a rank may be one sum ahead of another that still reads
+_WIDEST = tl.constexpr(4)  # bytes of a number, as sums of several types follow each other
 _FLAG_BYTES = 8
 
 
@@ -32,7 +33,7 @@ def _one_shot(x, buffers, flags, epochs, stop, count, RANK: tl.constexpr, SIZE: 
     kind = x.dtype.element_ty
     epoch = tl.load(epochs + program) + 1
     place = program * BLOCK + tl.arange(0, BLOCK)
-    part = (program * 2 + epoch % 2) * (BLOCK * 4)  # bytes, as sums of several types follow each other
+    part = (program * _SLOTS + epoch % _SLOTS) * (BLOCK * _WIDEST)
     number = tl.arange(0, BLOCK)
     real = place < count
     own = tl.multiple_of((tl.load(buffers + RANK) + part).to(tl.pointer_type(kind)), 16)
@@ -63,7 +64,7 @@ def shared_bytes(size: int) -> int:
 
 
 def _flags_at() -> int:
-    return _BLOCK * _PROGRAMS * _SLOTS * torch.float32.itemsize
+    return _BLOCK * _PROGRAMS * int(_SLOTS.value * _WIDEST.value)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from partitioning.quantised import GROUP, Channels, Quantised
 from workers.gpu.expansion import OUTPUTS, TILE, ExpandedLinear, options_for, write_sums
-from workers.gpu.launch import on_device
 from workers.model.kept_rows import LARGEST_CODE, LEAST
 
 _MULTIPLE, _LEAST_ROWS = 8, 32  # what torch's products of 8 bits want of their sizes
@@ -117,28 +116,22 @@ def _expand(
 
 class GroupLinear(ExpandedLinear):
     def __init__(self, weight: Quantised, bias: Tensor | None) -> None:
-        super().__init__(weight.shape, bias)
-        self._bits, self._codes = weight.bits, packed(weight)
-        self._scales, self._offsets = weight.scales, weight.offsets
+        super().__init__(packed(weight), weight.shape, bias)
+        self._bits, self._scales, self._offsets = weight.bits, weight.scales, weight.offsets
 
-    def expanded(self, dtype: torch.dtype, first: int, stop: int) -> Tensor:
-        out = torch.empty(stop - first, self._inputs, dtype=dtype, device=self._codes.device)
-        here = slice(first, stop)
-        with on_device(out):
-            _expand[triton.cdiv(len(out), OUTPUTS), triton.cdiv(self._inputs, TILE * GROUP)](
-                self._codes[here], self._scales[here], self._second[here], out, self._inputs, len(out),
-                GROUPS=self._scales.shape[1], BITS=self._bits, OFFSETS=self._offsets is not None,
-                OUTPUTS=OUTPUTS, TILE=TILE,
-            )  # fmt: skip
-        return out
+    def _write(self, out: Tensor, here: slice, programs: tuple[int, int]) -> None:
+        _expand[programs](
+            self._codes[here], self._scales[here], self._second[here], out, self._inputs, len(out),
+            GROUPS=self._scales.shape[1], BITS=self._bits, OFFSETS=self._offsets is not None,
+            OUTPUTS=OUTPUTS, TILE=TILE,
+        )  # fmt: skip
 
-    def _few(self, x: Tensor, out: Tensor) -> None:
-        with on_device(x):
-            _product[(triton.cdiv(self._outputs, OUTPUTS),)](
-                x, self._codes, self._scales, self._second, x if self._bias is None else self._bias, out,
-                len(x), self._inputs, self._outputs, GROUPS=self._scales.shape[1],
-                BITS=self._bits, OFFSETS=self._offsets is not None, BIAS=self._bias is not None, **options_for(x),
-            )  # fmt: skip
+    def _few(self, x: Tensor, out: Tensor, programs: int) -> None:
+        _product[(programs,)](
+            x, self._codes, self._scales, self._second, x if self._bias is None else self._bias, out,
+            len(x), self._inputs, self._outputs, GROUPS=self._scales.shape[1],
+            BITS=self._bits, OFFSETS=self._offsets is not None, BIAS=self._bias is not None, **options_for(x),
+        )  # fmt: skip
 
     @property
     def _second(self) -> Tensor:
